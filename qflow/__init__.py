@@ -1,0 +1,81 @@
+"""qflow: mark functions, join them with ``|``, and run them as worker processes and bounded queues.
+
+>>> import qflow as qf
+>>> @qf.process(n=2)
+... def read(chunk):
+...     return [chunk, chunk + 1]
+>>> @qf.pool(n=2)
+... def transform(event):
+...     return 10 * event
+>>> @qf.process
+... def collate(events):
+...     return sum(events)
+>>> pipe = read | transform | qf.repack(3) | collate | qf.queue(4)
+>>> with pipe:
+...     for batch in pipe([0, 2, 4]):
+...         print(batch)
+30
+120
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from qflow import engines as engines
+from qflow.errors import (
+    GraphError,
+    InternalError,
+    QFlowError,
+    ResourceError,
+    StepError,
+    TransportError,
+    WorkerDied,
+)
+from qflow.graph.flow import Flow
+from qflow.graph.markers import SKIP
+from qflow.graph.marks import filter, map, pool, process, queue, thread
+from qflow.graph.regroup import pack, repack, unpack
+from qflow.graph.run import Run, run
+from qflow.graph.source import mix, source
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SKIP",
+    "Flow",
+    "GraphError",
+    "InternalError",
+    "QFlowError",
+    "ResourceError",
+    "Run",
+    "StepError",
+    "TransportError",
+    "WorkerDied",
+    "engines",
+    "filter",
+    "map",
+    "mix",
+    "pack",
+    "pool",
+    "process",
+    "queue",
+    "repack",
+    "run",
+    "source",
+    "thread",
+    "unpack",
+]
+
+_LATER = {"h5": "qflow.h5"} | dict.fromkeys(
+    ["Sequence", "ProcessStep", "PoolStep", "PackStep", "UnpackStep", "RepackStep"], "qflow.compat"
+)
+
+
+def __getattr__(name: str) -> Any:
+    """Modules and names that load on first use."""
+    if name not in _LATER:
+        raise AttributeError(f"module 'qflow' has no attribute {name!r}")
+    module = importlib.import_module(_LATER[name])
+    return module if _LATER[name] == f"qflow.{name}" else getattr(module, name)

@@ -1,0 +1,417 @@
+"""Flow: operators joined by ``|``.
+
+An operator's meaning is one pure function on streams, `Operator.transform`. A flow is a tuple of
+operators: joining is concatenation, so ``|`` is associative and the empty flow is its identity.
+Building a flow starts nothing; calling it with a source hands its plan to an engine.
+
+    left | right     left: operator, flow, function or class (lifted), or an iterable (the source)
+                     right: operator, flow, function or class
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, final, overload
+
+from toolz import pipe
+
+from qflow.errors import GraphError, StepError, blame, got
+from qflow.graph import run as runs
+from qflow.graph.function import Function, function_of, function_text, is_function, opened
+from qflow.graph.markers import SKIP
+from qflow.graph.source import check_source
+
+if TYPE_CHECKING:
+    from qflow.graph.plan import Plan
+    from qflow.graph.regroup import Pack, Repack, Unpack
+    from qflow.graph.run import Engine, Run
+
+A = TypeVar("A", contravariant=True)
+B = TypeVar("B", covariant=True)
+C = TypeVar("C")
+T = TypeVar("T")
+Z = TypeVar("Z")
+
+
+class Joins(ABC, Generic[A, B]):
+    """What stands on either side of ``|``."""
+
+    __slots__ = ()
+
+    # numpy and pandas hand over to us instead of mapping `|` over their elements.
+    __array_ufunc__: ClassVar[None] = None
+    __pandas_priority__: ClassVar[int] = 10_000
+
+    @property
+    @abstractmethod
+    def operators(self) -> tuple[Operator[Any, Any], ...]:
+        """The operators, in order."""
+
+    if not TYPE_CHECKING:  # for a checker a flow is no iterable; here the error says what to write
+
+        def __iter__(self):
+            raise GraphError(
+                f"{self!r} has no source, so it can't be iterated. Write `for x in pipe(source): ...`; "
+                "a dict's keys or items stand left of `|` as `qf.source(d.items())`."
+            )
+
+    @overload
+    def __or__(self, other: Queue) -> Flow[A, B]: ...
+    @overload
+    def __or__(self, other: Pack) -> Flow[A, list[B]]: ...
+    @overload
+    def __or__(self: Joins[Z, Iterable[T]], other: Unpack) -> Flow[Z, T]: ...
+    @overload
+    def __or__(self: Joins[Z, Iterable[T]], other: Repack) -> Flow[Z, list[T]]: ...
+    @overload
+    def __or__(self, other: Joins[B, C]) -> Flow[A, C]: ...
+    @overload
+    def __or__(self, other: Callable[[B], Iterator[C]]) -> Flow[A, C]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __or__(self, other: Callable[[B], C]) -> Flow[A, C]: ...
+    def __or__(self, other: Any) -> Any:
+        if isinstance(other, Sourced):
+            raise GraphError(f"A source can only stand first, but {other!r} has one and stands after `|`. Put its source leftmost.")
+        return Flow(self, right_operand(other))
+
+    @overload
+    def __ror__(self, other: Iterable[A]) -> Sourced[B]: ...
+    @overload
+    def __ror__(self, other: Callable[[Z], A]) -> Flow[Z, B]: ...
+    def __ror__(self, other: Any) -> Any:
+        if is_function(other):
+            return Flow(Map(function_of(other, "qf.map")), self)
+        check_source(other)
+        return Sourced(other, *self.operators)
+
+
+class Operator(Joins[A, B]):
+    """One step of a flow, as a value; `transform` is its meaning.
+
+    Engines look at the shape (`Each` or `Stream`), at ``n`` and at ``placement``, never at a kind.
+    """
+
+    placement: ClassVar[str | None] = None
+    """Where it runs: ``"process"`` or ``"thread"`` for marked steps; None: in a neighbour's worker."""
+    expands: ClassVar[bool] = False
+    """Many values come from one, so that it should run before they are spread over workers."""
+    user_code: ClassVar[bool] = False
+    """It calls functions of the user."""
+
+    @property
+    def operators(self) -> tuple[Operator[Any, Any], ...]:
+        return (self,)
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The step's name in plans, errors and statistics."""
+
+    @property
+    def workers(self) -> int | None:
+        """How many workers; None: as many as the run says, else 1."""
+        return 1
+
+    @abstractmethod
+    def transform(self, values: Iterator[Any]) -> Iterator[Any]:
+        """The stream of results for a stream of values, lazily and in order."""
+
+    def length(self, items: int) -> int | None:
+        """How many values come out for so many coming in; None: not known before they came."""
+        return None
+
+    def resolve(self) -> Operator[A, B]:
+        """Itself with every size read, ready for one run."""
+        return self
+
+    def lower(self) -> tuple[Operator[Any, Any], ...]:
+        """The operators an engine runs in its place."""
+        return (self,)
+
+    def opened(self) -> Operator[A, B]:
+        """Itself with the user's classes built, ready for one worker."""
+        return self
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        raise GraphError(f"{self!r} is an operator and can't be called. Run it by itself as `xs | {self!r}` or `qf.run({self!r}, xs)`.")
+
+
+class Each(Operator[A, B]):
+    """Shape: one value in, 0 to k values out, each value by itself; any number of workers."""
+
+    @abstractmethod
+    def outputs(self, value: Any) -> Iterable[Any]:
+        """What comes out for one value."""
+
+    def transform(self, values: Iterator[Any]) -> Iterator[Any]:
+        each = cast("Each[Any, Any]", self.opened())
+        for value in values:
+            try:
+                yield from each.outputs(value)
+            except StopIteration as error:  # else PEP 479 would hide which step it was
+                raise blame(StepError(f"step {self.name!r} raised {error!r}, which would end the loop quietly"), self.name, value) from error
+            except Exception as error:
+                blame(error, self.name, value)
+                raise
+
+
+class Stream(Operator[A, B]):
+    """Shape: a stream in, a stream out; one worker."""
+
+
+def results(result: Any) -> Iterable[Any]:
+    """The values that a function's result stands for: itself, none (SKIP), or those of an iterator."""
+    if result is SKIP:
+        return ()
+    if isinstance(result, Iterator):
+        return (value for value in result if value is not SKIP)
+    return (result,)
+
+
+@final
+class Map(Each[A, B]):
+    """A function without workers of its own; see `map`."""
+
+    user_code = True
+
+    def __init__(self, function: Function) -> None:
+        self.function = function
+
+    name = property(lambda self: self.function.name)
+
+    def outputs(self, value: Any) -> Iterable[Any]:
+        return results(self.function(value))
+
+    def length(self, items: int) -> int | None:
+        return self.function.length(items)
+
+    def opened(self) -> Map[A, B]:
+        return opened(self)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Map) and self.function == other.function
+
+    def __hash__(self) -> int:
+        return hash((Map, self.function))
+
+    def __repr__(self) -> str:
+        return f"qf.map({function_text(self.function)})"
+
+
+@final
+class Filter(Each[A, A]):
+    """Keeps the values for which a predicate holds; see `filter`."""
+
+    user_code = True
+
+    def __init__(self, function: Function) -> None:
+        self.function = function
+
+    name = property(lambda self: self.function.name)
+
+    def outputs(self, value: Any) -> Iterable[Any]:
+        return (value,) if self.function(value) else ()
+
+    def opened(self) -> Filter[A]:
+        return opened(self)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Filter) and self.function == other.function
+
+    def __hash__(self) -> int:
+        return hash((Filter, self.function))
+
+    def __repr__(self) -> str:
+        return f"qf.filter({function_text(self.function)})"
+
+
+@final
+class Queue(Operator[Any, Any]):
+    """A bound on what waits at a point of the flow; see `queue`."""
+
+    def __init__(self, maxsize: int) -> None:
+        self.maxsize = maxsize
+
+    name = property(lambda self: f"queue({self.maxsize})")
+
+    def transform(self, values: Iterator[Any]) -> Iterator[Any]:
+        return values
+
+    def length(self, items: int) -> int:
+        return items
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Queue) and self.maxsize == other.maxsize
+
+    def __hash__(self) -> int:
+        return hash((Queue, self.maxsize))
+
+    def __repr__(self) -> str:
+        return f"qf.queue({self.maxsize})"
+
+
+class Flow(Joins[A, B]):
+    """Operators in a row: a value that runs any number of times.
+
+    >>> import qflow as qf
+    >>> qf.Flow() | qf.repack(4) == qf.Flow(qf.repack(4))
+    True
+
+    Args:
+        parts: operators, flows or functions, joined in this order.
+
+    Iterating needs a source: ``flow(source)`` gives a `Run`. The workers of the process engine stay
+    warm between runs until `close`, the end of ``with flow:``, or the flow's garbage collection.
+    """
+
+    __slots__ = ("__weakref__", "_operators")
+    _operators: tuple[Operator[Any, Any], ...]
+
+    def __init__(self, *parts: Any) -> None:
+        joined = tuple(operator for part in parts for operator in right_operand(part).operators)
+        object.__setattr__(self, "_operators", joined)
+
+    @property
+    def operators(self) -> tuple[Operator[Any, Any], ...]:
+        return self._operators
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"A flow can't be changed, but {name!r} was set. Join a new one with `|`.")
+
+    def __call__(self, *source: Iterable[A], engine: str | Engine = "processes", ordered: bool = True, **options: Any) -> Run[B]:
+        """Start a run over ``source``: an iterator of the results, and a context manager.
+
+        >>> import qflow as qf
+        >>> list(qf.Flow(qf.pack(2))([1, 2, 3], engine="serial"))
+        [[1, 2], [3]]
+
+        Args:
+            source: any iterable, read lazily by one thread of this process, no faster than the bounds allow.
+            engine: ``"processes"`` (default), ``"serial"``, or an engine of `qflow.engines`.
+            ordered: True: results in the order of the source. False: as they come, with more workers busy.
+            options: ``n``: the number of workers of marks that do not say it.
+        Raises:
+            GraphError: the source or an option is wrong, or the source is an iterator that was used before.
+        """
+        if len(source) != 1:
+            raise GraphError(f"A flow is called with one source, as in `pipe(xs)`, but got {len(source)} arguments.")
+        return runs.start(self, source[0], engine, ordered, options)
+
+    def plan(self, *, n: int = 1) -> Plan:
+        """How an engine runs it: groups of steps, their workers and the channels between them."""
+        return runs.plan(self, n)
+
+    def close(self) -> None:
+        """End its warm workers, if any. The flow can be run again."""
+        runs.release(self)
+
+    def __enter__(self) -> Flow[A, B]:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self._operators == cast("Flow[Any, Any]", other)._operators
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._operators))
+
+    def __repr__(self) -> str:
+        match self._operators:
+            case ():
+                return "qf.Flow()"
+            case (only,):
+                return f"qf.Flow({only!r})"
+            case several:
+                return " | ".join(map(repr, several))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._operators
+
+    def __copy__(self) -> Flow[A, B]:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Flow[A, B]:
+        return self
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return runs.picture(self)
+
+
+@final
+class Sourced(Flow[Any, B]):
+    """A flow with its source: ``xs | a | b``. Iterating it starts a run."""
+
+    __slots__ = ("source",)
+    source: Any
+
+    def __init__(self, source: Any, *parts: Any) -> None:
+        super().__init__(*parts)
+        object.__setattr__(self, "source", source)
+
+    @overload  # type: ignore[override]
+    def __or__(self, other: Queue) -> Sourced[B]: ...
+    @overload
+    def __or__(self, other: Pack) -> Sourced[list[B]]: ...
+    @overload
+    def __or__(self: Sourced[Iterable[T]], other: Unpack) -> Sourced[T]: ...
+    @overload
+    def __or__(self: Sourced[Iterable[T]], other: Repack) -> Sourced[list[T]]: ...
+    @overload
+    def __or__(self, other: Joins[B, C]) -> Sourced[C]: ...
+    @overload
+    def __or__(self, other: Callable[[B], Iterator[C]]) -> Sourced[C]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __or__(self, other: Callable[[B], C]) -> Sourced[C]: ...
+    def __or__(self, other: Any) -> Any:
+        return Sourced(self.source, *super().__or__(other).operators)
+
+    def __ror__(self, other: Any) -> Any:
+        raise GraphError(f"{got(other)} stands left of {self!r}, which has a source already. A source can only stand first.")
+
+    def __call__(self, *source: Any, engine: str | Engine = "processes", ordered: bool = True, **options: Any) -> Run[B]:
+        if source:
+            raise GraphError(f"{self!r} has a source already, but got {got(source[0])}. Call it without one, or call the flow behind the source.")
+        return runs.start(self, self.source, engine, ordered, options)
+
+    def __iter__(self) -> Iterator[B]:
+        return iter(self())
+
+    def __len__(self) -> int:
+        return runs.length(self, self.source)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sourced) and self.source is other.source and super().__eq__(other)
+
+    __hash__ = Flow.__hash__
+
+    def __repr__(self) -> str:
+        return " | ".join([f"qf.source({type(self.source).__name__})", *map(repr, self.operators)])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Sourced, (self.source, *self.operators)
+
+
+def right_operand(value: Any) -> Joins[Any, Any]:
+    """What may stand right of ``|``, with functions and classes lifted to `map`."""
+    if isinstance(value, Sourced):
+        raise GraphError(f"A source can only stand first, but {value!r} has one. Put its source leftmost.")
+    if isinstance(value, Joins):
+        return value
+    if inspect.ismodule(value) or not callable(value):
+        raise GraphError(f"`|` joins operators, flows and functions, but got {got(value)}. Is it a function's result? Mark the function: `@qf.process(n=2)`.")
+    if not is_function(value):
+        check_source(value)
+    return Map(function_of(value, "qf.map"))
+
+
+def through(operators: Iterable[Operator[Any, Any]], values: Iterator[Any]) -> Iterator[Any]:
+    """The meaning of a row of operators: each one's transform, piped."""
+    stream: Iterator[Any] = pipe(values, *(operator.transform for operator in operators))
+    return stream

@@ -1,0 +1,26 @@
+"""Markers: two objects that are one object after any round trip."""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+
+@final
+class Marker:
+    """A value that is known by its name, and compared by identity."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __repr__(self) -> str:
+        return f"qf.{self._name}"
+
+    def __reduce__(self) -> str:
+        return self._name
+
+
+SKIP: Final = Marker("SKIP")
+"""A function that returns it drops its item."""
+
+CLOSE: Final = Marker("CLOSE")
+"""Ends a list on its way through the workers of a pool; never seen by user code."""

@@ -1,0 +1,474 @@
+"""Marks: ``process``, ``pool`` and ``thread`` promise workers to a function.
+
+The marked function stays a plain callable: ``read(x)`` is its own result. A marked class binds
+constructor arguments when it is called. ``using`` and ``bind`` make changed copies; a step and its
+copies pickle as a name and what was changed, when the name leads to this very step.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar, cast, final, overload
+
+from qflow.errors import GraphError, describe, got
+from qflow.graph.flow import Each, Filter, Flow, Map, Operator, Queue, Sourced, Stream, results, through
+from qflow.graph.function import Function, arguments_text, callable_text, function_of, function_text, opened, resolve_name
+from qflow.graph.markers import CLOSE, SKIP
+from qflow.graph.regroup import grouped
+from qflow.graph.sizes import count
+
+A = TypeVar("A", contravariant=True)
+B = TypeVar("B", covariant=True)
+P = ParamSpec("P")
+R = TypeVar("R")
+X = TypeVar("X")
+Y = TypeVar("Y")
+Z = TypeVar("Z")
+
+
+class Step(Each[A, B], Generic[A, B, P, R]):
+    """A marked function: an operator with workers, and still the function."""
+
+    user_code = True
+    word: ClassVar[str]
+
+    def __init__(self, function: Function, n: int | None, name: str | None, origin: Step[Any, Any, Any, Any] | None = None) -> None:
+        self.function, self.n, self._name, self._origin = function, n, name, origin
+        for attribute in functools.WRAPPER_ASSIGNMENTS:
+            if hasattr(function.call, attribute):
+                vars(self)[attribute] = getattr(function.call, attribute)
+        vars(self)["__wrapped__"] = function.call
+
+    @property
+    def name(self) -> str:
+        return self._name or self.function.name
+
+    @property
+    def workers(self) -> int | None:
+        return self.n
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        function = self.function
+        if function.builds and function.init is None:
+            return cast(R, self._changed(function=Function(function.call, function.bound, (args, tuple(kwargs.items())))))
+        if function.builds:  # one instance for direct calls, as one worker has one
+            if "_instance" not in vars(self):
+                vars(self)["_instance"] = function.open()
+            function = vars(self)["_instance"]
+        return cast(R, function(*args, **kwargs))
+
+    def using(self, *, n: int | None = None, name: str | None = None) -> Step[A, B, P, R]:
+        """A copy with other options.
+
+        >>> import qflow as qf
+        >>> qf.process(n=2)(abs).using(n=8)
+        qf.process(n=8)(abs)
+        """
+        return self._changed(n=self.n if n is None else count(n, "n", f"{self.name}.using(n=2)"), name=name or self._name)
+
+    def bind(self, **arguments: Any) -> Step[A, B, P, R]:
+        """A copy with keyword arguments of its function fixed.
+
+        >>> import qflow as qf
+        >>> qf.process(round).bind(ndigits=1)(2.345)
+        2.3
+        """
+        bound = {**dict(self.function.bound), **arguments}
+        return self._changed(function=Function(self.function.call, tuple(bound.items()), self.function.init))
+
+    def _changed(self, function: Function | None = None, n: int | None = None, name: str | None = None) -> Step[A, B, P, R]:
+        return type(self)(function or self.function, n or self.n, name or self._name, self._origin or self)
+
+    def outputs(self, value: Any) -> Iterable[Any]:
+        return results(self.function(value))
+
+    def length(self, items: int) -> int | None:
+        return self.function.length(items)
+
+    def opened(self) -> Step[A, B, P, R]:
+        return opened(self)
+
+    @property
+    def _state(self) -> tuple[Any, ...]:
+        return self.function, self.n, self._name
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._state == cast("Step[Any, Any, Any, Any]", other)._state
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.function))
+
+    def named(self) -> str | None:
+        """The module's name by which exactly this step is found, or None."""
+        module, qualname = vars(self).get("__module__"), vars(self).get("__qualname__")
+        return f"{module}:{qualname}" if resolve_name(module, qualname) is self else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        name = self.named()
+        if name is not None and not name.startswith("__main__:"):
+            return find, (name,)
+        if self._origin is not None and self._origin.named():
+            return _changed_copy, (self._origin, self.function.bound, self.function.init, self.n, self._name)
+        return type(self), (self.function, self.n, self._name)
+
+    def __repr__(self) -> str:
+        origin = self._origin or self
+        call = origin.function.call
+        plain = resolve_name(getattr(call, "__module__", None), getattr(call, "__qualname__", None)) is call
+        if plain or getattr(call, "__name__", "") == "<lambda>" or not hasattr(call, "__qualname__"):
+            text = f"qf.{self.word}{_options(self.n, self._name)}({function_text(self.function)})"
+        else:
+            text = callable_text(call)
+            text += f"({_call_text(self.function.init)})" if self.function.init != origin.function.init else ""
+            if (self.n, self._name) != (origin.n, origin._name):
+                text += f".using{_options(self.n, self._name)}"
+        return text + (f".bind({arguments_text(self.function.bound)})" if self.function.bound != origin.function.bound else "")
+
+
+def _options(n: int | None, name: str | None) -> str:
+    given = [("n", n)] if n is not None else []
+    given += [("name", name)] if name is not None else []
+    return f"({arguments_text(given)})" if given else ""
+
+
+def _call_text(init: Any) -> str:
+    args, kwargs = init
+    return ", ".join([*map(repr, args), *([arguments_text(kwargs)] if kwargs else [])])
+
+
+def find(name: str) -> Any:
+    """The step that a pickled name stands for, imported when it must be."""
+    module, _, qualname = name.partition(":")
+    __import__(module)
+    return resolve_name(module, qualname)
+
+
+def _changed_copy(origin: Step[Any, Any, Any, Any], bound: Any, init: Any, n: int | None, name: str | None) -> Any:
+    return origin._changed(Function(origin.function.call, bound, init), n, name)
+
+
+@final
+class Process(Step[A, B, P, R]):
+    """A function with worker processes; see `process`."""
+
+    word = "process"
+    placement = "process"
+
+
+@final
+class Thread(Step[A, B, P, R]):
+    """A function with worker threads in one process; see `thread`."""
+
+    word = "thread"
+    placement = "thread"
+
+
+@final
+class Pool(Step[A, B, P, R]):
+    """A function applied to the elements of lists; see `pool`.
+
+    An engine runs it as scatter | elements | gather: the elements travel one by one, a CLOSE
+    after each list, so that the lists of several items are worked on at the same time.
+    """
+
+    word = "pool"
+    placement = "process"
+
+    def outputs(self, value: Any) -> Iterable[Any]:
+        return ([result for element in grouped(value, "pool") for result in results(self.function(element))],)
+
+    def length(self, items: int) -> int | None:
+        return items
+
+    def lower(self) -> tuple[Operator[Any, Any], ...]:
+        return Scatter(), Elements(self.function, self.n, self.name), Gather()
+
+
+@final
+class Scatter(Each[Any, Any]):
+    """The elements of a list one by one, then CLOSE."""
+
+    expands = True
+    name = "scatter"
+
+    def outputs(self, value: Any) -> Iterable[Any]:
+        yield from grouped(value, "pool")
+        yield CLOSE
+
+
+@final
+class Elements(Step[Any, Any, Any, Any]):
+    """A pool's function on single elements; CLOSE passes through."""
+
+    word = "pool"
+    placement = "process"
+
+    def outputs(self, value: Any) -> Iterable[Any]:
+        return (CLOSE,) if value is CLOSE else results(self.function(value))
+
+
+@final
+class Gather(Stream[Any, Any]):
+    """The lists again, each ended by its CLOSE."""
+
+    name = "gather"
+
+    def transform(self, values: Iterator[Any]) -> Iterator[Any]:
+        gathered: list[Any] = []
+        for value in values:
+            if value is CLOSE:
+                yield gathered
+                gathered = []
+            else:
+                gathered.append(value)
+
+
+map_ = builtins.map
+
+
+class Chain:
+    """A chain of maps and filters as one function: ``process(n=4)(qf.map(f) | g)``."""
+
+    chain_length = None
+
+    def __init__(self, operators: tuple[Operator[Any, Any], ...]) -> None:
+        self.operators = operators
+
+    def __call__(self, value: Any) -> Any:
+        if "_open" not in vars(self):
+            vars(self)["_open"] = tuple(operator.opened() for operator in self.operators)
+        found = list(through(self._open, iter((value,))))
+        return SKIP if not found else found[0] if len(found) == 1 else iter(found)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_open"}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Chain) and self.operators == other.operators
+
+    def __hash__(self) -> int:
+        return hash(self.operators)
+
+    @property
+    def __name__(self) -> str:  # type: ignore[override]
+        return "+".join(operator.name for operator in self.operators)
+
+    def __repr__(self) -> str:
+        return " | ".join(map_(repr, self.operators))
+
+
+def _markable(value: Any, word: str) -> Function:
+    """The function that is to be marked, or a GraphError."""
+    if isinstance(value, Step) or (isinstance(value, Flow) and any(isinstance(each, Step) for each in value.operators)):
+        raise GraphError(f"A mark inside a mark: `qf.{word}` got {value!r}, which has workers already. Write `step.using(n=...)` to change them, or mark the plain function.")
+    if isinstance(value, Sourced | Queue) or (isinstance(value, Flow | Operator) and not _fits(value)):
+        raise GraphError(f"`qf.{word}` marks a function, a class, or a chain of `qf.map` and `qf.filter`, but got {value!r}.")
+    if isinstance(value, Flow | Operator):
+        return Function(Chain(value.operators))
+    if not callable(value):
+        hint = f"Write `qf.{word}(n={value})`." if isinstance(value, int | float) else f"Write `@qf.{word}` above a function, or `qf.{word}(function)`."
+        raise GraphError(f"`qf.{word}` marks a function, but got {got(value)}. {hint}")
+    return function_of(value, f"qf.{word}")
+
+
+def _fits(value: Flow[Any, Any] | Operator[Any, Any]) -> bool:
+    return bool(value.operators) and all(isinstance(each, Map | Filter) for each in value.operators)
+
+
+def _mark(kind: type[Any], function: Any, n: Any, name: str | None, unknown: dict[str, Any]) -> Any:
+    word = kind.word
+    if unknown:
+        hint = "the number of workers is `n=`" if {"workers", "nworkers", "num_workers"} & set(unknown) else "there are `n=` and `name=`"
+        raise GraphError(f"`qf.{word}` has no option `{next(iter(unknown))}`: {hint}, as in `qf.{word}(n=2)`.")
+    number = None if n is None else count(n, "n", f"qf.{word}(n=2)")
+    if name is not None and not isinstance(name, str):
+        raise GraphError(f"`name` is a text, but got {got(name)}.")
+
+    def mark(function: Any, *more: Any) -> Any:
+        if more:
+            raise GraphError(f"`qf.{word}` takes one argument, the function, but got also {describe(more[0])}.")
+        return kind(_markable(function, word), number, name)
+
+    return mark if function is _NOTHING else mark(function)
+
+
+_NOTHING: Any = object()
+
+
+@overload
+def process(function: Callable[Concatenate[X, P], Iterator[Y]], /, *, n: int | None = ..., name: str | None = ...) -> Process[X, Y, Concatenate[X, P], Iterator[Y]]: ...  # type: ignore[overload-overlap]
+@overload
+def process(function: Callable[Concatenate[X, P], Y], /, *, n: int | None = ..., name: str | None = ...) -> Process[X, Y, Concatenate[X, P], Y]: ...
+@overload
+def process(function: Flow[X, Y], /, *, n: int | None = ..., name: str | None = ...) -> Process[X, Y, [X], Y]: ...
+@overload
+def process(*, n: int | None = ..., name: str | None = ...) -> ProcessMark: ...
+def process(function: Any = _NOTHING, /, *, n: Any = None, name: Any = None, **unknown: Any) -> Any:
+    """Run a function in worker processes: one item in, one item out.
+
+    >>> import qflow as qf
+    >>> double = qf.process(lambda x: 2 * x)
+    >>> double(4), list(qf.run(double, range(3), engine="serial"))
+    (8, [0, 2, 4])
+
+    Each: T -> the function's result. A result that is an iterator is emitted value by value;
+    `SKIP` drops the item. Order: kept, for any ``n``. Runs in: ``n`` processes, with arrays that
+    came from another process read-only.
+
+    Args:
+        function: a function, lambda, class whose instances are callable (built once per worker),
+            or a chain of `map` and `filter`.
+        n: worker processes, at least 1; 1 unless the run says otherwise.
+        name: in plans, errors and statistics; the function's name when not given.
+    Raises:
+        GraphError: an argument is wrong, or the function is marked already.
+    """
+    return _mark(Process, function, n, name, unknown)
+
+
+@overload
+def pool(function: Callable[Concatenate[X, P], Iterator[Y]], /, *, n: int | None = ..., name: str | None = ...) -> Pool[Iterable[X], list[Y], Concatenate[X, P], Iterator[Y]]: ...  # type: ignore[overload-overlap]
+@overload
+def pool(function: Callable[Concatenate[X, P], Y], /, *, n: int | None = ..., name: str | None = ...) -> Pool[Iterable[X], list[Y], Concatenate[X, P], Y]: ...
+@overload
+def pool(function: Flow[X, Y], /, *, n: int | None = ..., name: str | None = ...) -> Pool[Iterable[X], list[Y], [X], Y]: ...
+@overload
+def pool(*, n: int | None = ..., name: str | None = ...) -> PoolMark: ...
+def pool(function: Any = _NOTHING, /, *, n: Any = None, name: Any = None, **unknown: Any) -> Any:
+    """Run a function on every element of a list, in worker processes: a list in, a list out.
+
+    >>> import qflow as qf
+    >>> list(qf.run(qf.pool(abs), [[-1, 2], [-3]], engine="serial"))
+    [[1, 2], [3]]
+
+    Each: an iterable of T (not a str, bytes or mapping) -> a list of results; an element is treated
+    as `process` treats an item. Order: kept, in the list and of the lists. Runs in: ``n`` processes.
+
+    Args:
+        function, n, name: as in `process`.
+    Raises:
+        GraphError: as in `process`; or, when it comes, an item is not a list.
+    """
+    return _mark(Pool, function, n, name, unknown)
+
+
+@overload
+def thread(function: Callable[Concatenate[X, P], Iterator[Y]], /, *, n: int | None = ..., name: str | None = ...) -> Thread[X, Y, Concatenate[X, P], Iterator[Y]]: ...  # type: ignore[overload-overlap]
+@overload
+def thread(function: Callable[Concatenate[X, P], Y], /, *, n: int | None = ..., name: str | None = ...) -> Thread[X, Y, Concatenate[X, P], Y]: ...
+@overload
+def thread(function: Flow[X, Y], /, *, n: int | None = ..., name: str | None = ...) -> Thread[X, Y, [X], Y]: ...
+@overload
+def thread(*, n: int | None = ..., name: str | None = ...) -> ThreadMark: ...
+def thread(function: Any = _NOTHING, /, *, n: Any = None, name: Any = None, **unknown: Any) -> Any:
+    """Run a function in threads of one worker process, for work that waits or releases the GIL.
+
+    >>> import qflow as qf
+    >>> list(qf.run(qf.thread(n=4)(len), ["a", "bc"], engine="serial"))
+    [1, 2]
+
+    Each, as `process`; a class is built once per thread. Runs in: one process with ``n`` threads.
+
+    Args:
+        function, n, name: as in `process`.
+    Raises:
+        GraphError: as in `process`.
+    """
+    return _mark(Thread, function, n, name, unknown)
+
+
+class ProcessMark:
+    """The type of ``qf.process(n=2)``, for type checkers only."""
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[X, P], Iterator[Y]], /) -> Process[X, Y, Concatenate[X, P], Iterator[Y]]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, function: Callable[Concatenate[X, P], Y], /) -> Process[X, Y, Concatenate[X, P], Y]: ...
+    @overload
+    def __call__(self, function: Flow[X, Y], /) -> Process[X, Y, [X], Y]: ...
+    def __call__(self, function: Any, /) -> Any: ...
+
+
+class PoolMark:
+    """The type of ``qf.pool(n=2)``, for type checkers only."""
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[X, P], Iterator[Y]], /) -> Pool[Iterable[X], list[Y], Concatenate[X, P], Iterator[Y]]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, function: Callable[Concatenate[X, P], Y], /) -> Pool[Iterable[X], list[Y], Concatenate[X, P], Y]: ...
+    @overload
+    def __call__(self, function: Flow[X, Y], /) -> Pool[Iterable[X], list[Y], [X], Y]: ...
+    def __call__(self, function: Any, /) -> Any: ...
+
+
+class ThreadMark:
+    """The type of ``qf.thread(n=2)``, for type checkers only."""
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[X, P], Iterator[Y]], /) -> Thread[X, Y, Concatenate[X, P], Iterator[Y]]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, function: Callable[Concatenate[X, P], Y], /) -> Thread[X, Y, Concatenate[X, P], Y]: ...
+    @overload
+    def __call__(self, function: Flow[X, Y], /) -> Thread[X, Y, [X], Y]: ...
+    def __call__(self, function: Any, /) -> Any: ...
+
+
+@overload
+def map(function: Callable[[X], Iterator[Y]], /) -> Map[X, Y]: ...  # type: ignore[overload-overlap]
+@overload
+def map(function: Callable[[X], Y], /) -> Map[X, Y]: ...
+def map(function: Any, /) -> Any:
+    """Apply a function to each item, in a neighbour's worker.
+
+    >>> import qflow as qf
+    >>> list(qf.run(qf.map(str.upper), ["a", "b"], engine="serial"))
+    ['A', 'B']
+
+    Each: T -> the function's result, as in `process`. Order: kept. ``f | step`` is ``qf.map(f) | step``.
+
+    Raises:
+        GraphError: ``function`` can't be called, or is marked.
+    """
+    _unmarked(function, "map")
+    return Map(function_of(function, "qf.map"))
+
+
+def filter(predicate: Callable[[X], object], /) -> Filter[X]:
+    """Keep the items for which ``predicate`` is true, in a neighbour's worker.
+
+    >>> import qflow as qf
+    >>> list(qf.run(qf.filter(bool), [0, 1, 2], engine="serial"))
+    [1, 2]
+
+    Each: T -> T or nothing. Order: kept.
+
+    Raises:
+        GraphError: ``predicate`` can't be called, or is marked.
+    """
+    _unmarked(predicate, "filter")
+    return Filter(function_of(predicate, "qf.filter"))
+
+
+def _unmarked(function: Any, word: str) -> None:
+    if isinstance(function, Flow | Operator):
+        raise GraphError(f"`qf.{word}` takes a plain function, but got {function!r}. An operator joins by itself: `{function!r} | ...`.")
+
+
+def queue(maxsize: int) -> Queue:
+    """Let at most ``maxsize`` items wait at this point of the flow.
+
+    >>> import qflow as qf
+    >>> qf.pack(2) | qf.queue(4)
+    qf.pack(2) | qf.queue(4)
+
+    Stream: unchanged. Leading, it bounds the feed; at the end it is the prefetch depth; of two in a
+    row the last wins. Steps are never fused across it.
+
+    Args:
+        maxsize: items, at least 1.
+    Raises:
+        GraphError: ``maxsize`` is not a whole number of at least 1.
+    """
+    return Queue(count(maxsize, "maxsize", "qf.queue(4)"))

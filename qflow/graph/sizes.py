@@ -1,0 +1,45 @@
+"""Sizes: the counts a user may write, checked where they are written."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from qflow.errors import GraphError, got
+
+Size = int | Callable[[], int] | Any  # the last: a multiprocessing.Value
+
+
+def count(value: object, word: str, example: str) -> int:
+    """A whole number of at least 1, or a GraphError that names `word`.
+
+    >>> count(3, "n", "qf.process(n=2)")
+    3
+    """
+    try:
+        number = -1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = -1
+    if number < 1:
+        raise GraphError(f"{word} must be a whole number of at least 1, but got {got(value)}. Write for example `{example}`.")
+    return number
+
+
+def size(value: Size, word: str, example: str) -> Size:
+    """A size as written: a count now, or something to ask for one when a run starts."""
+    if not isinstance(value, type) and (callable(value) or hasattr(value, "value")):
+        return value
+    return count(value, word, example)
+
+
+def read_size(value: Size, word: str, example: str) -> int:
+    """The count that a size stands for at this moment."""
+    if callable(value):
+        value = value()
+    return count(getattr(value, "value", value), word, example)
+
+
+def show_size(value: Size) -> str:
+    """A size as the source has it."""
+    return str(value) if isinstance(value, int) else f"<{getattr(value, '__name__', type(value).__name__)}>"

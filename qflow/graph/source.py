@@ -1,0 +1,136 @@
+"""Source: what may stand at the head of a flow, and how it is read."""
+
+from __future__ import annotations
+
+import random
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from qflow.errors import GraphError, describe, got
+from qflow.graph.function import is_iterable
+
+if TYPE_CHECKING:
+    from qflow.graph.flow import Sourced
+
+T = TypeVar("T")
+
+
+def source(values: Iterable[T]) -> Sourced[T]:
+    """Make any iterable the source of a flow, also one that is callable or defines ``|`` itself.
+
+    >>> import qflow as qf
+    >>> list((qf.source({1: "a"}.keys()) | qf.pack(2))(engine="serial"))
+    [[1]]
+
+    Args:
+        values: an iterable, or a map-style data set (``__len__`` and ``__getitem__``); read lazily.
+    Raises:
+        GraphError: ``values`` is not one, or is a str, bytes, path or mapping.
+    """
+    from qflow.graph.flow import Sourced
+
+    check_source(values, explicit=True)
+    return Sourced(values)
+
+
+def check_source(value: Any, *, explicit: bool = False) -> None:
+    """A GraphError for what can't be meant as a source."""
+    if isinstance(value, str | bytes | bytearray | PathLike | Mapping) or not (is_iterable(value) or hasattr(type(value), "__getitem__")):
+        raise GraphError(f"A source is an iterable of items, but got {got(value)}. Did you mean `[x]`, one item, or for a mapping `x.items()`?")
+    if getattr(value, "shape", None) == ():
+        raise GraphError(f"A source is an iterable of items, but got {describe(value)} without dimensions. Did you mean `[x]`, one item?")
+    if callable(value) and not explicit:
+        raise GraphError(f"{describe(value)} can be called and can be iterated. Write `qf.map(x)` for its function or `qf.source(x)` for its items.")
+
+
+def items(value: Any) -> Iterator[Any]:
+    """The items of a source, lazily."""
+    return iter(value) if hasattr(type(value), "__iter__") else _indexed(value)
+
+
+def _indexed(value: Any) -> Iterator[Any]:
+    return (value[index] for index in range(len(value))) if hasattr(type(value), "__len__") else iter(value)
+
+
+def source_length(value: Any) -> int | None:
+    """How many items it has, when it can say so."""
+    try:
+        return len(value)
+    except TypeError:
+        return None
+
+
+_used: dict[int, Any] = {}  # id -> weak reference, or for zip, map and their kin the iterator itself
+_MOST_KEPT = 16
+
+
+def use(value: Any) -> Iterator[Any]:
+    """Begin to read a source; an iterator can be begun only once."""
+    iterator = items(value)
+    if iterator is value:
+        key = id(value)
+        if key in _used:
+            raise GraphError(
+                f"The source is an iterator ({type(value).__name__}) that an earlier run has used. "
+                "Give a list, a range, or a new iterator for each run."
+            )
+        try:
+            _used[key] = weakref.ref(value, lambda _: _used.pop(key, None))
+        except TypeError:
+            strong = [key for key, kept in _used.items() if not isinstance(kept, weakref.ref)]
+            if len(strong) >= _MOST_KEPT:
+                del _used[strong[0]]
+            _used[key] = value
+    return iterator
+
+
+def mix(*sources: Iterable[T], weights: Sequence[float] | None = None, seed: int = 0) -> Mix[T]:
+    """Several sources as one, drawn at random until all are used up; the same for the same seed.
+
+    >>> import qflow as qf
+    >>> sorted(qf.mix([1, 2], [3]))
+    [1, 2, 3]
+
+    Args:
+        sources: iterables; each keeps its own order.
+        weights: how often to draw from each, relative to each other; equal when not given.
+        seed: of the random generator; every iteration starts from it again.
+    Raises:
+        GraphError: a source can't be iterated, or ``weights`` has another length or a weight below 0.
+    Source: Python's `random.Random` (Mersenne Twister).
+    """
+    for each in sources:
+        check_source(each, explicit=True)
+    chosen = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
+    if len(chosen) != len(sources) or any(weight <= 0 for weight in chosen):
+        raise GraphError(f"`weights` needs one number above 0 for each of {len(sources)} sources, but got {weights!r}.")
+    return Mix(sources, chosen, seed)
+
+
+class Mix(Iterable[T]):
+    """Sources drawn from at random; see `mix`."""
+
+    def __init__(self, sources: tuple[Iterable[T], ...], weights: list[float], seed: int) -> None:
+        self.sources, self.weights, self.seed = sources, weights, seed
+
+    def __iter__(self) -> Iterator[T]:
+        draw = random.Random(self.seed)
+        left = [(use(each), weight) for each, weight in zip(self.sources, self.weights, strict=True)]
+        while left:
+            chosen = draw.choices(range(len(left)), [weight for _, weight in left])[0]
+            try:
+                value = next(left[chosen][0])
+            except StopIteration:
+                del left[chosen]
+                continue
+            yield value
+
+    def __len__(self) -> int:
+        return sum(len(each) for each in self.sources)  # type: ignore[arg-type]
+
+
+def is_grouped(value: Any) -> bool:
+    """What `unpack`, `repack` and `pool` take apart: any iterable but str, bytes and mappings."""
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | bytearray | Mapping)
