@@ -36,6 +36,7 @@ from qflow.errors import (
 from qflow.graph.flow import Flow
 from qflow.graph.markers import SKIP
 from qflow.graph.marks import filter, map, pool, process, queue, thread
+from qflow.graph.rebatch import rebatch
 from qflow.graph.regroup import pack, repack, unpack
 from qflow.graph.run import Run, run
 from qflow.graph.source import mix, source
@@ -61,6 +62,7 @@ __all__ = [
     "pool",
     "process",
     "queue",
+    "rebatch",
     "repack",
     "run",
     "source",

@@ -20,8 +20,7 @@ class Serial(Engine):
     """Runs everything in the calling thread; the source is read in ``next``."""
 
     def start(self, flow: Flow[Any, Any], plan: Plan, source: Iterable[Any], length: int | None, ordered: bool) -> Run[Any]:
-        resolved = [operator.resolve() for operator in flow.operators]
-        return SerialRun(resolved, source, length)
+        return SerialRun(plan.operators, source, length)
 
 
 @final
@@ -36,6 +35,7 @@ class SerialRun(Run[Any]):
     def _feed(self, values: Iterator[Any]) -> Iterator[Any]:
         for value in values:
             yield value
+            del value  # not kept alive while the next one is waited for
             self._taken += 1
 
     def _next(self) -> Any:
@@ -50,6 +50,7 @@ class SerialRun(Run[Any]):
             raise
 
     def close(self) -> None:
+        self._over = True
         close = getattr(self._values, "close", None)
         if close is not None:
             close()

@@ -10,7 +10,6 @@ Building a flow starts nothing; calling it with a source hands its plan to an en
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, final, overload
@@ -21,7 +20,7 @@ from qflow.errors import GraphError, StepError, blame, got
 from qflow.graph import run as runs
 from qflow.graph.function import Function, function_of, function_text, is_function, opened
 from qflow.graph.markers import SKIP
-from qflow.graph.source import check_source
+from qflow.graph.source import check_source, is_source
 
 if TYPE_CHECKING:
     from qflow.graph.plan import Plan
@@ -58,7 +57,7 @@ class Joins(ABC, Generic[A, B]):
             )
 
     @overload
-    def __or__(self, other: Queue) -> Flow[A, B]: ...
+    def __or__(self, other: Queue | Filter[B]) -> Flow[A, B]: ...
     @overload
     def __or__(self, other: Pack) -> Flow[A, list[B]]: ...
     @overload
@@ -68,16 +67,16 @@ class Joins(ABC, Generic[A, B]):
     @overload
     def __or__(self, other: Joins[B, C]) -> Flow[A, C]: ...
     @overload
-    def __or__(self, other: Callable[[B], Iterator[C]]) -> Flow[A, C]: ...  # type: ignore[overload-overlap]
+    def __or__(self, other: Callable[[B], Iterator[C]]) -> Flow[A, C]: ...
     @overload
     def __or__(self, other: Callable[[B], C]) -> Flow[A, C]: ...
     def __or__(self, other: Any) -> Any:
-        if isinstance(other, Sourced):
-            raise GraphError(f"A source can only stand first, but {other!r} has one and stands after `|`. Put its source leftmost.")
-        return Flow(self, right_operand(other))
+        return Flow(self, other)
 
     @overload
     def __ror__(self, other: Iterable[A]) -> Sourced[B]: ...
+    @overload
+    def __ror__(self, other: Callable[[Z], Iterator[A]]) -> Flow[Z, B]: ...
     @overload
     def __ror__(self, other: Callable[[Z], A]) -> Flow[Z, B]: ...
     def __ror__(self, other: Any) -> Any:
@@ -134,8 +133,12 @@ class Operator(Joins[A, B]):
         """Itself with the user's classes built, ready for one worker."""
         return self
 
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        raise GraphError(f"{self!r} is an operator and can't be called. Run it by itself as `xs | {self!r}` or `qf.run({self!r}, xs)`.")
+    if not TYPE_CHECKING:  # for a checker it can't be called; here the error says what to write
+
+        def __call__(self, *args, **options):
+            raise GraphError(
+                f"{self!r} is an operator and can't be called. Run it by itself as `xs | {self!r}` or `qf.run({self!r}, xs)`."
+            )
 
 
 class Each(Operator[A, B]):
@@ -151,10 +154,12 @@ class Each(Operator[A, B]):
             try:
                 yield from each.outputs(value)
             except StopIteration as error:  # else PEP 479 would hide which step it was
-                raise blame(StepError(f"step {self.name!r} raised {error!r}, which would end the loop quietly"), self.name, value) from error
+                quiet = StepError(f"step {self.name!r} raised {error!r}, which would end the loop quietly")
+                raise blame(quiet, self.name, value) from error
             except Exception as error:
                 blame(error, self.name, value)
                 raise
+            del value  # not kept alive while the next one is waited for
 
 
 class Stream(Operator[A, B]):
@@ -179,7 +184,9 @@ class Map(Each[A, B]):
     def __init__(self, function: Function) -> None:
         self.function = function
 
-    name = property(lambda self: self.function.name)
+    @property
+    def name(self) -> str:
+        return self.function.name
 
     def outputs(self, value: Any) -> Iterable[Any]:
         return results(self.function(value))
@@ -201,7 +208,7 @@ class Map(Each[A, B]):
 
 
 @final
-class Filter(Each[A, A]):
+class Filter(Each[A, Any]):
     """Keeps the values for which a predicate holds; see `filter`."""
 
     user_code = True
@@ -209,7 +216,9 @@ class Filter(Each[A, A]):
     def __init__(self, function: Function) -> None:
         self.function = function
 
-    name = property(lambda self: self.function.name)
+    @property
+    def name(self) -> str:
+        return self.function.name
 
     def outputs(self, value: Any) -> Iterable[Any]:
         return (value,) if self.function(value) else ()
@@ -234,7 +243,9 @@ class Queue(Operator[Any, Any]):
     def __init__(self, maxsize: int) -> None:
         self.maxsize = maxsize
 
-    name = property(lambda self: f"queue({self.maxsize})")
+    @property
+    def name(self) -> str:
+        return f"queue({self.maxsize})"
 
     def transform(self, values: Iterator[Any]) -> Iterator[Any]:
         return values
@@ -269,6 +280,16 @@ class Flow(Joins[A, B]):
     __slots__ = ("__weakref__", "_operators")
     _operators: tuple[Operator[Any, Any], ...]
 
+    @overload
+    def __init__(self: Flow[Z, Z]) -> None: ...
+    @overload
+    def __init__(self: Flow[Z, C], part: Joins[Z, C], /) -> None: ...
+    @overload
+    def __init__(self: Flow[Z, C], part: Callable[[Z], Iterator[C]], /) -> None: ...
+    @overload
+    def __init__(self: Flow[Z, C], part: Callable[[Z], C], /) -> None: ...
+    @overload
+    def __init__(self: Flow[Any, Any], *parts: Any) -> None: ...
     def __init__(self, *parts: Any) -> None:
         joined = tuple(operator for part in parts for operator in right_operand(part).operators)
         object.__setattr__(self, "_operators", joined)
@@ -352,8 +373,8 @@ class Sourced(Flow[Any, B]):
         super().__init__(*parts)
         object.__setattr__(self, "source", source)
 
-    @overload  # type: ignore[override]
-    def __or__(self, other: Queue) -> Sourced[B]: ...
+    @overload
+    def __or__(self, other: Queue | Filter[B]) -> Sourced[B]: ...
     @overload
     def __or__(self, other: Pack) -> Sourced[list[B]]: ...
     @overload
@@ -363,18 +384,18 @@ class Sourced(Flow[Any, B]):
     @overload
     def __or__(self, other: Joins[B, C]) -> Sourced[C]: ...
     @overload
-    def __or__(self, other: Callable[[B], Iterator[C]]) -> Sourced[C]: ...  # type: ignore[overload-overlap]
+    def __or__(self, other: Callable[[B], Iterator[C]]) -> Sourced[C]: ...
     @overload
     def __or__(self, other: Callable[[B], C]) -> Sourced[C]: ...
     def __or__(self, other: Any) -> Any:
-        return Sourced(self.source, *super().__or__(other).operators)
+        return Sourced(self.source, *self.operators, other)
 
     def __ror__(self, other: Any) -> Any:
         raise GraphError(f"{got(other)} stands left of {self!r}, which has a source already. A source can only stand first.")
 
     def __call__(self, *source: Any, engine: str | Engine = "processes", ordered: bool = True, **options: Any) -> Run[B]:
         if source:
-            raise GraphError(f"{self!r} has a source already, but got {got(source[0])}. Call it without one, or call the flow behind the source.")
+            raise GraphError(f"{self!r} has a source already, but got {got(source[0])}. Call it without one: `flow()`.")
         return runs.start(self, self.source, engine, ordered, options)
 
     def __iter__(self) -> Iterator[B]:
@@ -404,11 +425,22 @@ def right_operand(value: Any) -> Joins[Any, Any]:
         raise GraphError(f"A source can only stand first, but {value!r} has one. Put its source leftmost.")
     if isinstance(value, Joins):
         return value
-    if inspect.ismodule(value) or not callable(value):
-        raise GraphError(f"`|` joins operators, flows and functions, but got {got(value)}. Is it a function's result? Mark the function: `@qf.process(n=2)`.")
-    if not is_function(value):
-        check_source(value)
-    return Map(function_of(value, "qf.map"))
+    if is_function(value):
+        return Map(function_of(value, "qf.map"))
+    if is_source(value):
+        check_source(value)  # one that can be called too says so
+        raise GraphError(f"A source can only stand first, but {got(value)} stands after `|`. Write `xs | step | ...`.")
+    raise GraphError(
+        f"`|` joins operators, flows and functions, but got {got(value)}. "
+        "Is it a function's result? Mark the function: `@qf.process(n=2)`."
+    )
+
+
+def row_length(operators: Iterable[Operator[Any, Any]], items: int | None) -> int | None:
+    """How many values come out of a row of operators for so many coming in, where it is known."""
+    for operator in operators:
+        items = None if items is None else operator.length(items)
+    return items
 
 
 def through(operators: Iterable[Operator[Any, Any]], values: Iterator[Any]) -> Iterator[Any]:

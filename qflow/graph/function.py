@@ -10,12 +10,29 @@ import dataclasses
 import functools
 import inspect
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from qflow.errors import GraphError, got
 
 F = TypeVar("F")
+
+
+class Composite(ABC):
+    """A callable made of operators, as `process` marks a chain of maps."""
+
+    @abstractmethod
+    def __call__(self, value: Any) -> Any:
+        """Its result for one value."""
+
+    @abstractmethod
+    def opened(self) -> Composite:
+        """Itself with the user's classes built, or itself when there are none."""
+
+    @abstractmethod
+    def length(self, items: int) -> int | None:
+        """As `Operator.length`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,19 +56,26 @@ class Function:
 
     def open(self) -> Function:
         """The class built; a function as it is."""
+        call: Any = self.call
+        if isinstance(call, Composite):
+            ready = call.opened()
+            return self if ready is call else Function(ready, self.bound)
         if not self.builds:
             return self
         args, kwargs = self.init or ((), ())
-        return Function(self.call(*args, **dict(kwargs)), self.bound)
+        return Function(call(*args, **dict(kwargs)), self.bound)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.call(*args, **{**dict(self.bound), **kwargs}) if self.bound else self.call(*args, **kwargs)
+        call: Any = self.call
+        return call(*args, **{**dict(self.bound), **kwargs}) if self.bound else call(*args, **kwargs)
 
     def length(self, items: int) -> int | None:
         """One result an item, unless it is written as a generator."""
-        call = inspect.unwrap(self.call.__call__) if self.builds else inspect.unwrap(self.call)
-        call = call.func if isinstance(call, functools.partial) else call
-        return None if inspect.isgeneratorfunction(call) or hasattr(call, "chain_length") else items
+        call: Any = self.call
+        if isinstance(call, Composite):
+            return call.length(items)
+        written = call if inspect.isroutine(call) or isinstance(call, functools.partial) else call.__call__
+        return None if inspect.isgeneratorfunction(inspect.unwrap(written)) else items
 
     def __hash__(self) -> int:
         return hash((Function, self.call))
@@ -65,10 +89,11 @@ def makes_callables(value: object) -> bool:
 def opened(operator: F) -> F:
     """A copy of an operator with its ``function`` opened, or itself when there is nothing to build."""
     function: Function = operator.function  # type: ignore[attr-defined]
-    if not function.builds:
+    ready = function.open()
+    if ready is function:
         return operator
     changed = object.__new__(type(operator))
-    vars(changed).update({**vars(operator), "function": function.open()})
+    vars(changed).update({**vars(operator), "function": ready})
     return changed
 
 

@@ -10,12 +10,23 @@ from __future__ import annotations
 import builtins
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar, cast, final, overload
+from itertools import chain, islice
+from operator import is_
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, final, overload
 
 from qflow.errors import GraphError, describe, got
-from qflow.graph.flow import Each, Filter, Flow, Map, Operator, Queue, Sourced, Stream, results, through
-from qflow.graph.function import Function, arguments_text, callable_text, function_of, function_text, opened, resolve_name
-from qflow.graph.markers import CLOSE, SKIP
+from qflow.graph.flow import Each, Filter, Flow, Joins, Map, Operator, Queue, Sourced, Stream, results, row_length, through
+from qflow.graph.function import (
+    Composite,
+    Function,
+    arguments_text,
+    callable_text,
+    function_of,
+    function_text,
+    opened,
+    resolve_name,
+)
+from qflow.graph.markers import CLOSE
 from qflow.graph.regroup import grouped
 from qflow.graph.sizes import count
 
@@ -27,6 +38,8 @@ X = TypeVar("X")
 Y = TypeVar("Y")
 Z = TypeVar("Z")
 
+map_ = builtins.map  # `map` is this module's own
+
 
 class Step(Each[A, B], Generic[A, B, P, R]):
     """A marked function: an operator with workers, and still the function."""
@@ -34,7 +47,9 @@ class Step(Each[A, B], Generic[A, B, P, R]):
     user_code = True
     word: ClassVar[str]
 
-    def __init__(self, function: Function, n: int | None, name: str | None, origin: Step[Any, Any, Any, Any] | None = None) -> None:
+    def __init__(
+        self, function: Function, n: int | None, name: str | None, origin: Step[Any, Any, Any, Any] | None = None
+    ) -> None:
         self.function, self.n, self._name, self._origin = function, n, name, origin
         for attribute in functools.WRAPPER_ASSIGNMENTS:
             if hasattr(function.call, attribute):
@@ -128,14 +143,13 @@ class Step(Each[A, B], Generic[A, B, P, R]):
 
 
 def _options(n: int | None, name: str | None) -> str:
-    given = [("n", n)] if n is not None else []
-    given += [("name", name)] if name is not None else []
+    given = [(word, value) for word, value in (("n", n), ("name", name)) if value is not None]
     return f"({arguments_text(given)})" if given else ""
 
 
 def _call_text(init: Any) -> str:
     args, kwargs = init
-    return ", ".join([*map(repr, args), *([arguments_text(kwargs)] if kwargs else [])])
+    return ", ".join([*map_(repr, args), *([arguments_text(kwargs)] if kwargs else [])])
 
 
 def find(name: str) -> Any:
@@ -225,35 +239,39 @@ class Gather(Stream[Any, Any]):
                 gathered.append(value)
 
 
-map_ = builtins.map
-
-
-class Chain:
+@final
+class Chain(Composite):
     """A chain of maps and filters as one function: ``process(n=4)(qf.map(f) | g)``."""
-
-    chain_length = None
 
     def __init__(self, operators: tuple[Operator[Any, Any], ...]) -> None:
         self.operators = operators
+        self.__name__ = "+".join(operator.name for operator in operators)
 
     def __call__(self, value: Any) -> Any:
-        if "_open" not in vars(self):
-            vars(self)["_open"] = tuple(operator.opened() for operator in self.operators)
-        found = list(through(self._open, iter((value,))))
-        return SKIP if not found else found[0] if len(found) == 1 else iter(found)
+        """Its one result, or an iterator of none or several."""
+        found = through(self._ready.operators, iter((value,)))
+        first = list(islice(found, 2))
+        return first[0] if len(first) == 1 and not isinstance(first[0], Iterator) else chain(first, found)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "_open"}
+    @functools.cached_property
+    def _ready(self) -> Chain:
+        return self.opened()
+
+    def opened(self) -> Chain:
+        ready = tuple(operator.opened() for operator in self.operators)
+        return self if all(map_(is_, ready, self.operators)) else Chain(ready)
+
+    def length(self, items: int) -> int | None:
+        return row_length(self.operators, items)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Chain, (self.operators,)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Chain) and self.operators == other.operators
 
     def __hash__(self) -> int:
         return hash(self.operators)
-
-    @property
-    def __name__(self) -> str:  # type: ignore[override]
-        return "+".join(operator.name for operator in self.operators)
 
     def __repr__(self) -> str:
         return " | ".join(map_(repr, self.operators))
@@ -262,13 +280,16 @@ class Chain:
 def _markable(value: Any, word: str) -> Function:
     """The function that is to be marked, or a GraphError."""
     if isinstance(value, Step) or (isinstance(value, Flow) and any(isinstance(each, Step) for each in value.operators)):
-        raise GraphError(f"A mark inside a mark: `qf.{word}` got {value!r}, which has workers already. Write `step.using(n=...)` to change them, or mark the plain function.")
+        raise GraphError(
+            f"A mark inside a mark: `qf.{word}` got {value!r}, which has workers already. "
+            "Write `step.using(n=...)` to change them, or mark the plain function."
+        )
     if isinstance(value, Sourced | Queue) or (isinstance(value, Flow | Operator) and not _fits(value)):
         raise GraphError(f"`qf.{word}` marks a function, a class, or a chain of `qf.map` and `qf.filter`, but got {value!r}.")
     if isinstance(value, Flow | Operator):
         return Function(Chain(value.operators))
     if not callable(value):
-        hint = f"Write `qf.{word}(n={value})`." if isinstance(value, int | float) else f"Write `@qf.{word}` above a function, or `qf.{word}(function)`."
+        hint = f"Write `qf.{word}(n={value})`." if isinstance(value, int) else f"Write `qf.{word}(function)`."
         raise GraphError(f"`qf.{word}` marks a function, but got {got(value)}. {hint}")
     return function_of(value, f"qf.{word}")
 
@@ -280,7 +301,8 @@ def _fits(value: Flow[Any, Any] | Operator[Any, Any]) -> bool:
 def _mark(kind: type[Any], function: Any, n: Any, name: str | None, unknown: dict[str, Any]) -> Any:
     word = kind.word
     if unknown:
-        hint = "the number of workers is `n=`" if {"workers", "nworkers", "num_workers"} & set(unknown) else "there are `n=` and `name=`"
+        workers = {"workers", "nworkers", "num_workers"} & set(unknown)
+        hint = "the number of workers is `n=`" if workers else "there are `n=` and `name=`"
         raise GraphError(f"`qf.{word}` has no option `{next(iter(unknown))}`: {hint}, as in `qf.{word}(n=2)`.")
     number = None if n is None else count(n, "n", f"qf.{word}(n=2)")
     if name is not None and not isinstance(name, str):
@@ -297,14 +319,58 @@ def _mark(kind: type[Any], function: Any, n: Any, name: str | None, unknown: dic
 _NOTHING: Any = object()
 
 
+class Called(Protocol[A, B]):
+    """The type of a class's instances that can be called with one item."""
+
+    def __call__(self, item: A, /) -> B: ...
+
+
+class StepMark(Protocol):
+    """The type of ``qf.process(n=2)`` and ``qf.thread(n=2)``."""
+
+    @overload
+    def __call__(self, function: Joins[X, Y], /) -> Step[X, Y, [X], Y]: ...
+    @overload
+    def __call__(self, function: type[Called[X, Y]], /) -> Step[X, Y, ..., Step[X, Y, [X], Y]]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[X, P], Iterator[Y]], /) -> Step[X, Y, Concatenate[X, P], Iterator[Y]]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[X, P], Y], /) -> Step[X, Y, Concatenate[X, P], Y]: ...
+
+
+class PoolMark(Protocol):
+    """The type of ``qf.pool(n=2)``."""
+
+    @overload
+    def __call__(self, function: Joins[X, Y], /) -> Step[Iterable[X], list[Y], [X], Y]: ...
+    @overload
+    def __call__(
+        self, function: type[Called[X, Y]], /
+    ) -> Step[Iterable[X], list[Y], ..., Step[Iterable[X], list[Y], [X], Y]]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[X, P], Iterator[Y]], /
+    ) -> Step[Iterable[X], list[Y], Concatenate[X, P], Iterator[Y]]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[X, P], Y], /) -> Step[Iterable[X], list[Y], Concatenate[X, P], Y]: ...
+
+
 @overload
-def process(function: Callable[Concatenate[X, P], Iterator[Y]], /, *, n: int | None = ..., name: str | None = ...) -> Process[X, Y, Concatenate[X, P], Iterator[Y]]: ...  # type: ignore[overload-overlap]
+def process(function: Joins[X, Y], /, *, n: int | None = ..., name: str | None = ...) -> Step[X, Y, [X], Y]: ...
 @overload
-def process(function: Callable[Concatenate[X, P], Y], /, *, n: int | None = ..., name: str | None = ...) -> Process[X, Y, Concatenate[X, P], Y]: ...
+def process(
+    function: type[Called[X, Y]], /, *, n: int | None = ..., name: str | None = ...
+) -> Step[X, Y, ..., Step[X, Y, [X], Y]]: ...
 @overload
-def process(function: Flow[X, Y], /, *, n: int | None = ..., name: str | None = ...) -> Process[X, Y, [X], Y]: ...
+def process(
+    function: Callable[Concatenate[X, P], Iterator[Y]], /, *, n: int | None = ..., name: str | None = ...
+) -> Step[X, Y, Concatenate[X, P], Iterator[Y]]: ...
 @overload
-def process(*, n: int | None = ..., name: str | None = ...) -> ProcessMark: ...
+def process(
+    function: Callable[Concatenate[X, P], Y], /, *, n: int | None = ..., name: str | None = ...
+) -> Step[X, Y, Concatenate[X, P], Y]: ...
+@overload
+def process(*, n: int | None = ..., name: str | None = ...) -> StepMark: ...
 def process(function: Any = _NOTHING, /, *, n: Any = None, name: Any = None, **unknown: Any) -> Any:
     """Run a function in worker processes: one item in, one item out.
 
@@ -329,11 +395,19 @@ def process(function: Any = _NOTHING, /, *, n: Any = None, name: Any = None, **u
 
 
 @overload
-def pool(function: Callable[Concatenate[X, P], Iterator[Y]], /, *, n: int | None = ..., name: str | None = ...) -> Pool[Iterable[X], list[Y], Concatenate[X, P], Iterator[Y]]: ...  # type: ignore[overload-overlap]
+def pool(function: Joins[X, Y], /, *, n: int | None = ..., name: str | None = ...) -> Step[Iterable[X], list[Y], [X], Y]: ...
 @overload
-def pool(function: Callable[Concatenate[X, P], Y], /, *, n: int | None = ..., name: str | None = ...) -> Pool[Iterable[X], list[Y], Concatenate[X, P], Y]: ...
+def pool(
+    function: type[Called[X, Y]], /, *, n: int | None = ..., name: str | None = ...
+) -> Step[Iterable[X], list[Y], ..., Step[Iterable[X], list[Y], [X], Y]]: ...
 @overload
-def pool(function: Flow[X, Y], /, *, n: int | None = ..., name: str | None = ...) -> Pool[Iterable[X], list[Y], [X], Y]: ...
+def pool(
+    function: Callable[Concatenate[X, P], Iterator[Y]], /, *, n: int | None = ..., name: str | None = ...
+) -> Step[Iterable[X], list[Y], Concatenate[X, P], Iterator[Y]]: ...
+@overload
+def pool(
+    function: Callable[Concatenate[X, P], Y], /, *, n: int | None = ..., name: str | None = ...
+) -> Step[Iterable[X], list[Y], Concatenate[X, P], Y]: ...
 @overload
 def pool(*, n: int | None = ..., name: str | None = ...) -> PoolMark: ...
 def pool(function: Any = _NOTHING, /, *, n: Any = None, name: Any = None, **unknown: Any) -> Any:
@@ -355,13 +429,21 @@ def pool(function: Any = _NOTHING, /, *, n: Any = None, name: Any = None, **unkn
 
 
 @overload
-def thread(function: Callable[Concatenate[X, P], Iterator[Y]], /, *, n: int | None = ..., name: str | None = ...) -> Thread[X, Y, Concatenate[X, P], Iterator[Y]]: ...  # type: ignore[overload-overlap]
+def thread(function: Joins[X, Y], /, *, n: int | None = ..., name: str | None = ...) -> Step[X, Y, [X], Y]: ...
 @overload
-def thread(function: Callable[Concatenate[X, P], Y], /, *, n: int | None = ..., name: str | None = ...) -> Thread[X, Y, Concatenate[X, P], Y]: ...
+def thread(
+    function: type[Called[X, Y]], /, *, n: int | None = ..., name: str | None = ...
+) -> Step[X, Y, ..., Step[X, Y, [X], Y]]: ...
 @overload
-def thread(function: Flow[X, Y], /, *, n: int | None = ..., name: str | None = ...) -> Thread[X, Y, [X], Y]: ...
+def thread(
+    function: Callable[Concatenate[X, P], Iterator[Y]], /, *, n: int | None = ..., name: str | None = ...
+) -> Step[X, Y, Concatenate[X, P], Iterator[Y]]: ...
 @overload
-def thread(*, n: int | None = ..., name: str | None = ...) -> ThreadMark: ...
+def thread(
+    function: Callable[Concatenate[X, P], Y], /, *, n: int | None = ..., name: str | None = ...
+) -> Step[X, Y, Concatenate[X, P], Y]: ...
+@overload
+def thread(*, n: int | None = ..., name: str | None = ...) -> StepMark: ...
 def thread(function: Any = _NOTHING, /, *, n: Any = None, name: Any = None, **unknown: Any) -> Any:
     """Run a function in threads of one worker process, for work that waits or releases the GIL.
 
@@ -379,44 +461,8 @@ def thread(function: Any = _NOTHING, /, *, n: Any = None, name: Any = None, **un
     return _mark(Thread, function, n, name, unknown)
 
 
-class ProcessMark:
-    """The type of ``qf.process(n=2)``, for type checkers only."""
-
-    @overload
-    def __call__(self, function: Callable[Concatenate[X, P], Iterator[Y]], /) -> Process[X, Y, Concatenate[X, P], Iterator[Y]]: ...  # type: ignore[overload-overlap]
-    @overload
-    def __call__(self, function: Callable[Concatenate[X, P], Y], /) -> Process[X, Y, Concatenate[X, P], Y]: ...
-    @overload
-    def __call__(self, function: Flow[X, Y], /) -> Process[X, Y, [X], Y]: ...
-    def __call__(self, function: Any, /) -> Any: ...
-
-
-class PoolMark:
-    """The type of ``qf.pool(n=2)``, for type checkers only."""
-
-    @overload
-    def __call__(self, function: Callable[Concatenate[X, P], Iterator[Y]], /) -> Pool[Iterable[X], list[Y], Concatenate[X, P], Iterator[Y]]: ...  # type: ignore[overload-overlap]
-    @overload
-    def __call__(self, function: Callable[Concatenate[X, P], Y], /) -> Pool[Iterable[X], list[Y], Concatenate[X, P], Y]: ...
-    @overload
-    def __call__(self, function: Flow[X, Y], /) -> Pool[Iterable[X], list[Y], [X], Y]: ...
-    def __call__(self, function: Any, /) -> Any: ...
-
-
-class ThreadMark:
-    """The type of ``qf.thread(n=2)``, for type checkers only."""
-
-    @overload
-    def __call__(self, function: Callable[Concatenate[X, P], Iterator[Y]], /) -> Thread[X, Y, Concatenate[X, P], Iterator[Y]]: ...  # type: ignore[overload-overlap]
-    @overload
-    def __call__(self, function: Callable[Concatenate[X, P], Y], /) -> Thread[X, Y, Concatenate[X, P], Y]: ...
-    @overload
-    def __call__(self, function: Flow[X, Y], /) -> Thread[X, Y, [X], Y]: ...
-    def __call__(self, function: Any, /) -> Any: ...
-
-
 @overload
-def map(function: Callable[[X], Iterator[Y]], /) -> Map[X, Y]: ...  # type: ignore[overload-overlap]
+def map(function: Callable[[X], Iterator[Y]], /) -> Map[X, Y]: ...
 @overload
 def map(function: Callable[[X], Y], /) -> Map[X, Y]: ...
 def map(function: Any, /) -> Any:
@@ -453,7 +499,9 @@ def filter(predicate: Callable[[X], object], /) -> Filter[X]:
 
 def _unmarked(function: Any, word: str) -> None:
     if isinstance(function, Flow | Operator):
-        raise GraphError(f"`qf.{word}` takes a plain function, but got {function!r}. An operator joins by itself: `{function!r} | ...`.")
+        raise GraphError(
+            f"`qf.{word}` takes a plain function, but got {function!r}. An operator joins by itself: `{function!r} | ...`."
+        )
 
 
 def queue(maxsize: int) -> Queue:

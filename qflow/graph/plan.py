@@ -13,6 +13,7 @@ steps are never fused, and nothing is fused across a written queue.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -53,11 +54,13 @@ class Plan:
         groups: the groups, in order.
         bounds: items that may wait before each group, and at last before the consumer; None: not
             written, one item or as many small ones as fit in 64 KiB.
+        operators: what was planned, with sizes read: the meaning of the groups together.
     """
 
     feed: tuple[Operator[Any, Any], ...]
     groups: tuple[Group, ...]
     bounds: tuple[int | None, ...]
+    operators: tuple[Operator[Any, Any], ...] = ()
 
     @property
     def workers(self) -> tuple[int, ...]:
@@ -72,24 +75,45 @@ class Plan:
         return sum(bound or 0 for bound in self.bounds) + sum(self.workers)
 
     def __str__(self) -> str:
-        rows = [_row("source", "1 thread of this process", self.feed)]
-        for bound, group in zip(self.bounds, self.groups, strict=False):
-            workers = f"{group.n} {'process' if group.placement == 'process' else 'thread'}{'es'[: 2 * (group.placement == 'process')] if group.n > 1 else ''}{'s' if group.placement == 'thread' and group.n > 1 else ''}"
-            if group.placement == "thread":
-                workers += " in 1 process"
-            rows += [_bound(bound), _row(group.name, workers, group.operators)]
-        return "\n".join([*rows, _bound(self.bounds[-1]), "consumer"])
+        rows = [("source", "1 thread of this process", operators_text(self.feed))]
+        rows += [(group.name, workers_text(group), inside_text(group)) for group in self.groups]
+        names, workers = (max(len(row[column]) for row in rows) for column in (0, 1))
+        steps = [f"{name:<{names}}  {who:<{workers}}  {inside}".rstrip() for name, who, inside in rows]
+        waits = [f"  |  {bound_text(bound)}" for bound in self.bounds]
+        return "\n".join([*itertools.chain.from_iterable(zip(steps, waits, strict=True)), "consumer"])
 
 
-def _row(name: str, workers: str, operators: Sequence[Operator[Any, Any]]) -> str:
-    inside = " -> ".join(operator.name for operator in operators)
-    return f"{name:<20} {workers}" + (f": {inside}" if inside and inside != name else "")
+def operators_text(operators: Sequence[Operator[Any, Any]]) -> str:
+    """Operators in a row, by name.
+
+    >>> import qflow as qf
+    >>> operators_text([qf.unpack(), qf.pack(2)])
+    'unpack | pack(2)'
+    """
+    return " | ".join(operator.name for operator in operators)
 
 
-def _bound(bound: int | None) -> str:
+def inside_text(group: Group) -> str:
+    """The operators that share a group's workers; nothing when there is one, named like the group."""
+    return operators_text(group.operators) if len(group.operators) > 1 else ""
+
+
+def workers_text(group: Group) -> str:
+    """A group's workers, in words: ``2 processes`` or ``4 threads in 1 process``."""
+    if group.placement == "thread":
+        return _counted(group.n, "thread", "threads") + " in 1 process"
+    return _counted(group.n, "process", "processes")
+
+
+def bound_text(bound: int | None) -> str:
+    """What may wait in one channel, in words."""
     if bound is None:
-        return "  | 1 item waits, or small ones of 64 KiB together"
-    return f"  | {bound} item{'s' if bound > 1 else ''} at most wait"
+        return "1 item waits, or small ones up to 64 KiB together"
+    return f"at most {_counted(bound, 'item waits', 'items wait')}"
+
+
+def _counted(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
 
 
 @dataclasses.dataclass
@@ -110,7 +134,8 @@ class _Draft:
 
 def make_plan(operators: Sequence[Operator[Any, Any]], n: int) -> Plan:
     """Resolve sizes, lower, fuse and name; ``n`` is for marks that do not say how many workers."""
-    flat = [part for operator in operators for part in operator.resolve().lower()]
+    resolved = tuple(operator.resolve() for operator in operators)
+    flat = [part for operator in resolved for part in operator.lower()]
     feed: list[Operator[Any, Any]] = []
     drafts: list[_Draft] = []
     bounds: list[int | None] = [None]
@@ -120,7 +145,7 @@ def make_plan(operators: Sequence[Operator[Any, Any]], n: int) -> Plan:
         """Give what waits to the marked step that follows, else to a group of its own."""
         if not waiting:
             return
-        if before is not None and bounds[-1] is None and before.takes_before(waiting):
+        if before is not None and before.takes_before(waiting):
             before.operators[:0] = waiting
         else:
             drafts.append(_Draft(list(waiting), 1, "process"))
@@ -133,9 +158,6 @@ def make_plan(operators: Sequence[Operator[Any, Any]], n: int) -> Plan:
             bounds[-1] = operator.maxsize
         elif operator.placement is not None:
             draft = _Draft([operator], operator.workers or n, operator.placement, operator)
-            settle_bound = bounds[-1]
-            if waiting and settle_bound is not None:
-                settle(None)
             settle(draft)
             drafts.append(draft)
             bounds.append(None)
@@ -146,13 +168,15 @@ def make_plan(operators: Sequence[Operator[Any, Any]], n: int) -> Plan:
         else:
             waiting.append(operator)
     settle(None)
-    return Plan(tuple(feed), tuple(_named(drafts)), tuple(bounds))
+    return Plan(tuple(feed), tuple(_named(drafts)), tuple(bounds), resolved)
 
 
 def _named(drafts: Sequence[_Draft]) -> Iterator[Group]:
     """Groups with names that differ: the marked step's, else those of the operators."""
-    seen: dict[str, int] = {}
+    seen: set[str] = set()
     for draft in drafts:
         name = draft.marked.name if draft.marked else "+".join(operator.name for operator in draft.operators)
-        seen[name] = seen.get(name, 0) + 1
-        yield Group(name if seen[name] == 1 else f"{name}-{seen[name]}", tuple(draft.operators), draft.n, draft.placement)
+        names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+        free = next(name for name in names if name not in seen)
+        seen.add(free)
+        yield Group(free, tuple(draft.operators), draft.n, draft.placement)

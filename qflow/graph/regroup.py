@@ -1,36 +1,33 @@
 """Regroup: pack, unpack and repack, the operators that change how items lie in lists.
 
-    pack(2)     1 2 3            ->  [1, 2] [3]
-    unpack()    [1, 2] [3]       ->  1 2 3
-    repack(2)   [1] [2, 3] [4]   ->  [1, 2] [3, 4]
+pack(2)     1 2 3            ->  [1, 2] [3]
+unpack()    [1, 2] [3]       ->  1 2 3
+repack(2)   [1] [2, 3] [4]   ->  [1, 2] [3, 4]
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import chain
-from typing import Any, final
-
-from toolz import partition_all
+from itertools import chain, islice
+from typing import Any, TypeVar, final
 
 from qflow.errors import GraphError, blame, got
 from qflow.graph.flow import Each, Operator, Stream
 from qflow.graph.sizes import Size, read_size, show_size, size
 from qflow.graph.source import is_grouped
 
+A = TypeVar("A", contravariant=True)
+
 
 def grouped(value: Any, word: str) -> Iterable[Any]:
     """The elements of a list-like item, or a GraphError that names the item."""
     if not is_grouped(value):
-        raise blame(
-            GraphError(f"`{word}` takes lists of elements, but got {got(value)}. Return a list from the step before, or leave `{word}` out."),
-            word,
-            value,
-        )
+        hint = f"Return a list from the step before, or leave `{word}` out."
+        raise blame(GraphError(f"`{word}` takes lists of elements, but got {got(value)}. {hint}"), word, value)
     return value  # type: ignore[no-any-return]
 
 
-class Sized(Stream[Any, Any]):
+class Sized(Stream[A, Any]):
     """What pack and repack share: a size, read when a run starts, and the rule for the last group."""
 
     word: str
@@ -48,12 +45,18 @@ class Sized(Stream[Any, Any]):
     def groups(self, values: Iterator[Any]) -> Iterator[list[Any]]:
         """Lists of ``size`` values; the last may be shorter unless dropped."""
         number = read_size(self.size, "size", f"qf.{self.word}(64)")
-        for group in partition_all(number, values):
+        # Not toolz.partition_all: it reads one group ahead, which delays each list and loses one at an error.
+        while group := list(islice(values, number)):
             if len(group) == number or not self.drop_last:
-                yield list(group)
+                yield group
+            del group  # not kept alive while the next one is collected
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and isinstance(other, Sized) and (self.size, self.drop_last) == (other.size, other.drop_last)
+        return (
+            type(self) is type(other)
+            and isinstance(other, Sized)
+            and (self.size, self.drop_last) == (other.size, other.drop_last)
+        )
 
     def __hash__(self) -> int:
         return hash((type(self), self.drop_last))
@@ -63,7 +66,7 @@ class Sized(Stream[Any, Any]):
 
 
 @final
-class Pack(Sized):
+class Pack(Sized[Any]):
     """Groups items into lists; see `pack`."""
 
     word = "pack"
@@ -77,7 +80,7 @@ class Pack(Sized):
 
 
 @final
-class Repack(Sized):
+class Repack(Sized[Iterable[Any]]):
     """Regroups lists into lists of one length; see `repack`."""
 
     word = "repack"
@@ -87,14 +90,14 @@ class Repack(Sized):
 
 
 @final
-class Unpack(Each[Any, Any]):
+class Unpack(Each[Iterable[Any], Any]):
     """Flattens lists; see `unpack`."""
 
     expands = True
     name = "unpack"
 
     def outputs(self, value: Any) -> Iterable[Any]:
-        return grouped(value, "unpack")
+        return iter(grouped(value, "unpack"))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Unpack)

@@ -6,10 +6,11 @@ two methods, and a run is an iterator that can be closed.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from qflow.errors import GraphError, got
 from qflow.graph.source import check_source, source_length
@@ -17,6 +18,11 @@ from qflow.graph.source import check_source, source_length
 if TYPE_CHECKING:
     from qflow.graph.flow import Flow, Joins
     from qflow.graph.plan import Plan
+
+_UNKNOWN = (
+    "The number of results is not known before they came: the source, a generator step, `qf.filter`, `qf.unpack` "
+    "or `qf.repack` decides it."
+)
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -63,7 +69,7 @@ class Run(ABC, Iterator[B], Generic[B]):
 
     def __len__(self) -> int:
         if self._length is None:
-            raise TypeError("The number of results is not known before they came: the source, a generator step, `qf.filter` or `qf.repack` decides it.")
+            raise TypeError(_UNKNOWN)
         return self._length
 
     def __bool__(self) -> bool:
@@ -80,6 +86,7 @@ class Run(ABC, Iterator[B], Generic[B]):
         raise TypeError("A run can't be copied or pickled; it holds workers. Pickle the flow instead.")
 
 
+@dataclasses.dataclass(frozen=True)
 class StepStats:
     """Counts of one step in one run.
 
@@ -92,11 +99,12 @@ class StepStats:
         share: ``busy`` per worker over the run's seconds so far, 0 to 1: near 1 is the bottleneck.
     """
 
-    def __init__(self, name: str, n: int, items: int, results: int, busy: float, share: float) -> None:
-        self.name, self.n, self.items, self.results, self.busy, self.share = name, n, items, results, busy, share
-
-    def __repr__(self) -> str:
-        return f"StepStats({self.name!r}, n={self.n}, items={self.items}, results={self.results}, busy={self.busy:.3f}, share={self.share:.2f})"
+    name: str
+    n: int
+    items: int
+    results: int
+    busy: float
+    share: float
 
 
 class Engine(ABC):
@@ -106,7 +114,7 @@ class Engine(ABC):
     def start(self, flow: Flow[Any, Any], plan: Plan, source: Iterable[Any], length: int | None, ordered: bool) -> Run[Any]:
         """Check the source and start to fill; the flow owns what is kept warm."""
 
-    def release(self, flow: Flow[Any, Any]) -> None:
+    def release(self, flow: Flow[Any, Any]) -> None:  # noqa: B027  most engines keep nothing
         """End what is kept warm for a flow."""
 
 
@@ -124,10 +132,12 @@ def engine_of(wanted: str | Engine) -> Engine:
         return wanted
     found = _engines.get(wanted) if isinstance(wanted, str) else None
     if found is None:
-        raise GraphError(f"`engine` is one of {', '.join(map(repr, _engines))}, or an engine of qf.engines, but got {got(wanted)}.")
+        raise GraphError(
+            f"`engine` is one of {', '.join(map(repr, _engines))}, or an engine of qf.engines, but got {got(wanted)}."
+        )
     if isinstance(found, str):
         found = _engines[wanted] = importlib.import_module(found).engine
-    return found  # type: ignore[return-value]
+    return found
 
 
 def plan(flow: Flow[Any, Any], n: int) -> Plan:
@@ -139,21 +149,17 @@ def plan(flow: Flow[Any, Any], n: int) -> Plan:
 
 def length(flow: Flow[Any, Any], source: Any) -> int:
     """The number of results, or TypeError."""
-    known = _length(flow, source)
+    from qflow.graph.flow import row_length
+
+    known = row_length(flow.operators, source_length(source))
     if known is None:
-        raise TypeError("The number of results is not known before they came.")
-    return known
-
-
-def _length(flow: Flow[Any, Any], source: Any) -> int | None:
-    known = source_length(source)
-    for operator in flow.operators:
-        known = None if known is None else operator.length(known)
+        raise TypeError(_UNKNOWN)
     return known
 
 
 def start(flow: Flow[Any, Any], source: Any, engine: str | Engine, ordered: bool, options: dict[str, Any]) -> Run[Any]:
     """Check everything that can be checked, then let the engine begin."""
+    from qflow.graph.flow import row_length
     from qflow.graph.sizes import count
 
     check_source(source, explicit=True)
@@ -163,7 +169,8 @@ def start(flow: Flow[Any, Any], source: Any, engine: str | Engine, ordered: bool
     if not isinstance(ordered, bool):
         raise GraphError(f"`ordered` is True or False, but got {got(ordered)}.")
     chosen = engine_of(engine)
-    return chosen.start(flow, plan(flow, count(n, "n", "pipe(xs, n=2)")), source, _length(flow, source), ordered)
+    planned = plan(flow, count(n, "n", "pipe(xs, n=2)"))
+    return chosen.start(flow, planned, source, row_length(planned.operators, source_length(source)), ordered)
 
 
 def release(flow: Flow[Any, Any]) -> None:
@@ -173,7 +180,13 @@ def release(flow: Flow[Any, Any]) -> None:
             engine.release(flow)
 
 
-def run(step_or_flow: Joins[A, B], source: Iterable[A], **options: Any) -> Run[B]:
+@overload
+def run(step_or_flow: Joins[A, B], source: Iterable[A], **options: Any) -> Run[B]: ...
+@overload
+def run(step_or_flow: Callable[[A], Iterator[B]], source: Iterable[A], **options: Any) -> Run[B]: ...
+@overload
+def run(step_or_flow: Callable[[A], B], source: Iterable[A], **options: Any) -> Run[B]: ...
+def run(step_or_flow: Any, source: Iterable[Any], **options: Any) -> Run[Any]:
     """Run one step or flow over a source.
 
     >>> import qflow as qf

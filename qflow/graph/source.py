@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
+from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qflow.errors import GraphError, describe, got
@@ -37,12 +39,37 @@ def source(values: Iterable[T]) -> Sourced[T]:
 
 def check_source(value: Any, *, explicit: bool = False) -> None:
     """A GraphError for what can't be meant as a source."""
-    if isinstance(value, str | bytes | bytearray | PathLike | Mapping) or not (is_iterable(value) or hasattr(type(value), "__getitem__")):
-        raise GraphError(f"A source is an iterable of items, but got {got(value)}. Did you mean `[x]`, one item, or for a mapping `x.items()`?")
+    from qflow.graph.flow import Joins, Sourced
+
+    wanted = "A source is an iterable of items, but got"
+    if isinstance(value, Joins) and not isinstance(value, Sourced):
+        raise GraphError(f"{wanted} {value!r}, a flow without a source. Join flows with `|`: `xs | first | second`.")
+    if isinstance(value, UnionType):
+        first = value.__args__[0].__name__
+        raise GraphError(f"Python takes `{value}` for a union of types. Lift the first one: `qf.map({first}) | ...`.")
+    if not is_source(value):
+        raise GraphError(f"{wanted} {got(value)}. Did you mean `[x]`, one item, or for a mapping `x.items()`?")
     if getattr(value, "shape", None) == ():
-        raise GraphError(f"A source is an iterable of items, but got {describe(value)} without dimensions. Did you mean `[x]`, one item?")
+        raise GraphError(f"{wanted} {describe(value)} without dimensions. Did you mean `[x]`, one item?")
+    if is_table(value) and not hasattr(type(value), "__iter__"):
+        kind = type(value).__name__
+        raise GraphError(f"{wanted} a {kind}, which has rows and columns. Write for example `x.to_pylist()`, its rows.")
     if callable(value) and not explicit:
-        raise GraphError(f"{describe(value)} can be called and can be iterated. Write `qf.map(x)` for its function or `qf.source(x)` for its items.")
+        raise GraphError(
+            f"{describe(value)} can be called and can be iterated. "
+            "Write `qf.map(x)` for its function or `qf.source(x)` for its items."
+        )
+
+
+def is_source(value: Any) -> bool:
+    """It has items, and is not one of the things that are usually meant as one item."""
+    whole = isinstance(value, str | bytes | bytearray | PathLike | Mapping)
+    return not whole and (is_iterable(value) or hasattr(type(value), "__getitem__"))
+
+
+def is_table(value: Any) -> bool:
+    """A data frame or table: its length counts rows, but iterating it gives columns."""
+    return hasattr(value, "columns")
 
 
 def items(value: Any) -> Iterator[Any]:
@@ -56,19 +83,22 @@ def _indexed(value: Any) -> Iterator[Any]:
 
 def source_length(value: Any) -> int | None:
     """How many items it has, when it can say so."""
+    if is_table(value):
+        return None
     try:
         return len(value)
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return None
 
 
+_OURS = 4  # references to an iterator that only we hold: the dict's, the list's tuple, `kept`, the argument
 _used: dict[int, Any] = {}  # id -> weak reference, or for zip, map and their kin the iterator itself
-_MOST_KEPT = 16
 
 
 def use(value: Any) -> Iterator[Any]:
     """Begin to read a source; an iterator can be begun only once."""
     iterator = items(value)
+    _forget()
     if iterator is value:
         key = id(value)
         if key in _used:
@@ -79,11 +109,15 @@ def use(value: Any) -> Iterator[Any]:
         try:
             _used[key] = weakref.ref(value, lambda _: _used.pop(key, None))
         except TypeError:
-            strong = [key for key, kept in _used.items() if not isinstance(kept, weakref.ref)]
-            if len(strong) >= _MOST_KEPT:
-                del _used[strong[0]]
             _used[key] = value
     return iterator
+
+
+def _forget() -> None:
+    """Drop the iterators that nobody else holds any more."""
+    for key, kept in list(_used.items()):
+        if not isinstance(kept, weakref.ref) and sys.getrefcount(kept) == _OURS:
+            del _used[key]
 
 
 def mix(*sources: Iterable[T], weights: Sequence[float] | None = None, seed: int = 0) -> Mix[T]:
@@ -98,7 +132,7 @@ def mix(*sources: Iterable[T], weights: Sequence[float] | None = None, seed: int
         weights: how often to draw from each, relative to each other; equal when not given.
         seed: of the random generator; every iteration starts from it again.
     Raises:
-        GraphError: a source can't be iterated, or ``weights`` has another length or a weight below 0.
+        GraphError: a source can't be iterated, or ``weights`` has another length or a weight that is not above 0.
     Source: Python's `random.Random` (Mersenne Twister).
     """
     for each in sources:
@@ -128,7 +162,10 @@ class Mix(Iterable[T]):
             yield value
 
     def __len__(self) -> int:
-        return sum(len(each) for each in self.sources)  # type: ignore[arg-type]
+        lengths = [source_length(each) for each in self.sources]
+        if None in lengths:
+            raise TypeError("The number of items is not known before they came: a source of `qf.mix` does not say it.")
+        return sum(length or 0 for length in lengths)
 
 
 def is_grouped(value: Any) -> bool:

@@ -1,0 +1,427 @@
+"""Processes: a flow as worker processes and bounded channels; the default engine.
+
+    source -> feeder thread -> channel -> workers -> channel -> ... -> consumer's thread
+              (this process)              (crew)                       (this process)
+
+`start` pickles the steps, takes the flow's warm crew or makes one, and lets the feeder begin; `next`
+takes from the last channel. When a run ends its crew goes back to the flow, for the next run.
+"""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import contextlib
+import contextvars
+import io
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any, final
+
+import cloudpickle
+
+from qflow.errors import GraphError, InternalError, StepError, TransportError, describe
+from qflow.graph.flow import Each, Flow
+from qflow.graph.function import Function
+from qflow.graph.plan import Group, Plan
+from qflow.graph.run import Engine, Run, StepStats
+from qflow.graph.source import use
+from qflow.runtime.board import DATA, END, ERROR, VIEWS
+from qflow.runtime.codec import captured, decode, encode, sendable
+from qflow.runtime.crew import Crew, key_of
+from qflow.runtime.failure import NO_ITEM, failure_of
+from qflow.runtime.turn import Cancelled, Claim, Cursor, Loose, Parcel, feed
+from qflow.runtime.worker import run_each
+
+
+@final
+class Processes(Engine):
+    """Worker processes from a preloaded fork server of our own; no ``if __name__ == "__main__"`` is needed."""
+
+    def start(self, flow: Flow[Any, Any], plan: Plan, source: Iterable[Any], length: int | None, ordered: bool) -> Run[Any]:
+        payloads = [pickled(group) for group in plan.groups]
+        values = use(source)
+        warm = warm_of(flow)
+        crew = warm.take(plan, ordered)
+        try:
+            return ProcessRun(Session(crew, warm, plan, payloads, values, ordered), length)
+        except BaseException:
+            warm.give(crew, usable=False)
+            raise
+
+    def release(self, flow: Flow[Any, Any]) -> None:
+        warm = _warm.pop(id(flow), None)
+        if warm is not None:
+            warm.close()
+
+
+# ---- warm crews
+
+
+class Warm:
+    """The crews of one flow: at most one that rests, and the sessions that run."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.RLock())
+        self._resting: Crew | None = None
+        self._stopping = 0
+        self._closed = False
+        self.sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+    def take(self, plan: Plan, ordered: bool) -> Crew:
+        """A crew at rest that fits the plan, else a new one."""
+        key = key_of(plan, ordered), _modules(plan)
+        with self._changed:
+            self._changed.wait_for(lambda: not self._stopping, 2)
+            crew, self._resting = self._resting, None
+        if crew is not None and (crew.key, crew.modules) == key and _alive(crew):
+            return crew
+        try:
+            made = Crew(plan, ordered)  # before the old one goes, so that the nursery stays
+        finally:
+            if crew is not None:
+                crew.close()
+        made.modules = key[1]
+        return made
+
+    def give(self, crew: Crew, *, usable: bool) -> None:
+        """Take a crew back after a run."""
+        with self._changed:
+            keep = usable and not self._closed and self._resting is None
+            if keep:
+                self._resting = crew
+        if not keep:
+            crew.close(linger=threading.current_thread() is not threading.main_thread() and not self._closed)
+
+    @contextlib.contextmanager
+    def stopping(self) -> Iterator[None]:
+        """While a run is being stopped, the next one waits for its crew."""
+        with self._changed:
+            self._stopping += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._stopping -= 1
+                self._changed.notify_all()
+
+    def close(self, *, linger: bool = False) -> None:
+        """End the runs and the workers."""
+        with self._changed:
+            self._closed = True
+            crew, self._resting = self._resting, None
+        for session in list(self.sessions):
+            session.close()
+        if crew is not None:
+            crew.close(linger=linger)
+
+
+_warm: dict[int, Warm] = {}
+
+
+def warm_of(flow: Flow[Any, Any]) -> Warm:
+    """The warm crews of this very flow, not of an equal one."""
+    found = _warm.get(id(flow))
+    if found is None:
+        found = _warm[id(flow)] = Warm()
+        weakref.finalize(flow, _collected, id(flow), os.getpid()).atexit = False
+    return found
+
+
+def _collected(key: int, pid: int) -> None:
+    """A flow was garbage-collected; a thread of its own ends the workers, for this may be any thread at any point."""
+    warm = _warm.pop(key, None) if pid == os.getpid() else None
+    if warm is not None:
+        with contextlib.suppress(RuntimeError):
+            _thread.start_new_thread(warm.close, (), {"linger": True})
+
+
+@atexit.register
+def _at_exit() -> None:
+    while _warm:
+        _warm.popitem()[1].close()
+
+
+def _forget() -> None:
+    """In a forked copy of this process: nothing here is ours."""
+    for warm in _warm.values():
+        for crew in [warm._resting, *(session.crew for session in warm.sessions)]:
+            if crew is not None:
+                crew.forget()
+    _warm.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def _alive(crew: Crew) -> bool:
+    try:
+        crew.wait(0, bell=False)
+    except Exception:
+        return False
+    return not crew.broken
+
+
+# ---- steps on their way to the workers
+
+
+def pickled(group: Group) -> bytes:
+    """A group as bytes: by name what a worker can import, by value what lives in a script or notebook."""
+    file = io.BytesIO()
+    try:
+        cloudpickle.Pickler(file, 5).dump(group)
+    except Exception as error:
+        raise _unpicklable(group, error) from error
+    return file.getvalue()
+
+
+def _unpicklable(group: Group, error: Exception) -> GraphError:
+    """Which step, and which object it carries."""
+    for operator in group.operators:
+        function = getattr(operator, "function", None)
+        if not isinstance(function, Function) or sendable(operator):
+            continue
+        carried = [*captured(function.call), *function.bound, *enumerate((function.init or ((), ()))[0])]
+        for name, value in carried:
+            if not sendable(value):
+                return GraphError(
+                    f"Step {operator.name!r} can't be sent to a worker: it captures `{name}`, {describe(value)} ({type(error).__name__}: {error}). "
+                    "Open or make it inside the function, or in the constructor of a class whose instances are the step."
+                )
+        return GraphError(f"Step {operator.name!r} can't be sent to a worker ({type(error).__name__}: {error}).")
+    return GraphError(f"Step {group.name!r} can't be sent to a worker ({type(error).__name__}: {error}).")
+
+
+def _modules(plan: Plan) -> tuple[tuple[str, int], ...]:
+    """The files that imported steps come from, with their times: when one is changed, new workers read it anew."""
+    files = set()
+    for group in plan.groups:
+        for operator in group.operators:
+            call = getattr(getattr(operator, "function", None), "call", None)
+            module = sys.modules.get(getattr(call, "__module__", None) or "")
+            name = getattr(module, "__file__", None)
+            if name and getattr(module, "__name__", "") != "__main__":
+                with contextlib.suppress(OSError):
+                    files.add((name, os.stat(name).st_mtime_ns))
+    return tuple(sorted(files))
+
+
+# ---- a run
+
+
+class Session:
+    """One run of a crew: the feeder thread, and the consumer's side of the last channel."""
+
+    def __init__(self, crew: Crew, warm: Warm, plan: Plan, payloads: list[bytes], values: Iterator[Any], ordered: bool) -> None:
+        self.crew, self.warm, self.plan = crew, warm, plan
+        self.over = False
+        self._pid = os.getpid()
+        self._closing = threading.Lock()
+        self._feeding = threading.Lock()  # held by the feeder while it touches the crew
+        last = len(crew.board.edges) - 1
+        self._last = last
+        self._cursor = (Cursor if ordered else Loose)(crew.board, last, crew.consumer)
+        self._views = dict.fromkeys(range(crew.shape.edges[-1].producers), 0)
+        self.began = _now()
+        self._stats: list[StepStats] | None = None
+        crew.start(payloads)
+        warm.sessions.add(self)
+        context = contextvars.copy_context()
+        self._feeder = threading.Thread(target=context.run, args=(self._feed, values), name="qflow-feeder", daemon=True)
+        self._feeder.start()
+
+    # ---- feeder
+
+    def _feed(self, values: Iterator[Any]) -> None:
+        parcels = self._parcels(values)
+        values = iter(())
+        crew = self.crew
+        actions = feed(crew.board)
+        outcome = None
+        try:
+            while True:
+                with self._feeding:
+                    if self.over:
+                        return
+                    action = actions.send(outcome)
+                    outcome = None
+                    if type(action) is tuple:
+                        match action:
+                            case ("ring", who):
+                                crew.ring(who)
+                            case ("fill", cell, parcel):
+                                parcel.content.fill(crew.first_cells.region(cell))
+                if action == ("wait",):
+                    os.eventfd_read(crew.bells[0])
+                elif action == ("result",):
+                    outcome = next(parcels, None)
+        except (StopIteration, Cancelled):
+            pass
+        except OSError:
+            if not self.over:
+                raise
+
+    def _parcels(self, values: Iterator[Any]) -> Iterator[Parcel]:
+        """The source's items through the feed's operators, encoded; a failure is the last."""
+        number, step, item = 0, "source", NO_ITEM
+        operators: tuple[Each[Any, Any], ...] = self.plan.feed  # type: ignore[assignment]
+        try:
+            for value in values:
+                item = value
+                for path, result, _ in run_each(operators, value, (number,)):
+                    encoded = encode(result, path)
+                    yield Parcel(DATA, encoded.nbytes, encoded)
+                    del result, encoded
+                number += 1
+                del value
+                item = NO_ITEM
+        except Exception as error:
+            if isinstance(error, TransportError):
+                error = TransportError(str(error).replace("An item can't", "An item of the source can't"))
+            failure = failure_of(error, step, (number,), item, None)
+            encoded = encode(_with_trace(failure, error))
+            yield Parcel(ERROR, encoded.nbytes, encoded)
+
+    # ---- consumer
+
+    def take(self) -> Any:
+        """The next result, or StopIteration; raises what a step has raised."""
+        claim = self._drive(self._cursor.take())
+        if claim is None:
+            self._finish()
+            raise StopIteration
+        cells, taker = self.crew.last_cells, self._cursor.taker
+        if claim.kind & ERROR:
+            failure, _, _ = decode(cells, claim.cell, read_only=False, views=False)
+            self._drive(taker.free(claim.cell, claim.place))
+            self.crew.flush()
+            raise failure.error()
+        self._unkeep()
+        producer = claim.cell // taker.edge.cells_each
+        value, _, viewing = decode(cells, claim.cell, read_only=False, views=self._views[producer] < VIEWS)
+        if viewing:
+            self._views[producer] += 1
+            self.crew.kept.add((self._last, claim.cell))
+        self._drive(taker.free(claim.cell, claim.place, viewing))
+        return value
+
+    def _unkeep(self) -> None:
+        """Give back the cells whose last view is gone."""
+        returned, taker = self.crew.last_cells.returned, self._cursor.taker
+        while returned:
+            cell = returned.popleft()
+            self.crew.kept.discard((self._last, cell))
+            producer = cell // taker.edge.cells_each
+            self._views[producer] = max(0, self._views[producer] - 1)
+            self._drive(taker.unkeep(cell))
+
+    def _drive(self, actions: Any) -> Any:
+        outcome = None
+        try:
+            while True:
+                action = actions.send(outcome)
+                if type(action) is tuple:
+                    if action[0] == "ring":
+                        self.crew.ring(action[1])
+                    else:
+                        self._wait()
+        except StopIteration as stop:
+            return stop.value
+        except Cancelled:
+            raise GraphError("The run was closed while it was iterated.") from None
+
+    def _wait(self) -> None:
+        self._unkeep()
+        self.crew.wait(None)
+
+    def _finish(self) -> None:
+        """The end was reached: everybody comes to rest, and the books must balance."""
+        self._feeder.join()
+        usable = self.crew.rest(2)
+        if usable:
+            self._balance()
+        self._leave(usable)
+
+    def _balance(self) -> None:
+        """Every edge: as many items taken as were put."""
+        for number, edge in enumerate(self.crew.board.edges):
+            if edge.total[0] - 1 != edge.taken[0]:
+                names = ["source", *self.crew.names, "consumer"]
+                raise InternalError(f"Accounts do not balance between {names[number]} and {names[number + 1]}: {edge.total[0] - 1} sent, {edge.taken[0]} received.")
+
+    def _leave(self, usable: bool) -> None:
+        self._stats = self.stats()
+        self.over = True
+        self.warm.sessions.discard(self)
+        self.warm.give(self.crew, usable=usable)
+
+    def close(self) -> None:
+        """Stop early, and give the crew back."""
+        if self._pid != os.getpid():
+            return
+        with self._closing, self.warm.stopping():
+            if self.over:
+                return
+            self.over = True
+            with self._feeding:  # it touches nothing of the crew from here on
+                pass
+            usable = self.crew.stop()
+            self._leave(usable)
+
+    def stats(self) -> list[StepStats]:
+        """Counts of every group so far."""
+        if self._stats is not None:
+            return self._stats
+        board, shape = self.crew.board, self.crew.shape
+        seconds = max(1e-9, _now() - self.began)
+        found = []
+        for number, group in enumerate(self.plan.groups):
+            first = shape.first[number + 1]
+            busy, items, results = (sum(board.counts[who][k] for who in range(first, first + group.n)) for k in range(3))
+            found.append(StepStats(group.name, group.n, items, results, busy / 1e9, busy / 1e9 / seconds / group.n))
+        return found
+
+
+def _with_trace(failure: Any, error: BaseException) -> Any:
+    """A failure in the source keeps its traceback, which the same process can show."""
+    import traceback
+
+    return failure._replace(trace="".join(traceback.format_exception(error)))
+
+
+def _now() -> float:
+    import time
+
+    return time.perf_counter()
+
+
+@final
+class ProcessRun(Run[Any]):
+    """The consumer's handle of a session; dropping it stops the run."""
+
+    def __init__(self, session: Session, length: int | None) -> None:
+        super().__init__(length)
+        self._session = session
+
+    def _next(self) -> Any:
+        return self._session.take()
+
+    def close(self) -> None:
+        self._over = True
+        self._session.close()
+
+    def stats(self) -> list[StepStats]:
+        return self._session.stats()
+
+    def __del__(self) -> None:
+        session = self.__dict__.get("_session")
+        if session is not None and not session.over and session._pid == os.getpid():
+            with contextlib.suppress(RuntimeError):  # not in the middle of a collection: a thread of its own
+                _thread.start_new_thread(session.close, ())
+
+
+engine = Processes()
+_ = END, Claim, StepError

@@ -1,0 +1,17 @@
+"""HDF5, the way in: plan chunks of rows, read them in workers, split them for training.
+
+    files --chunks--> ((file, start, stop), ...) --read--> [{key: row}, ...]  or  {key: rows}
+
+Planning opens each file once and keeps only its length; a chunk is a small tuple, so a list of
+chunks can be shuffled, split, pickled and compared. Files are opened where they are read.
+
+    chunks = h5.chunks("data/*.h5", 1024)
+    train, validation, test = h5.split(chunks, validation=0.1, test=0.1)
+    pipe = h5.read(["image", "label"], n=4) | transform | qf.repack(64) | collate
+"""
+
+from qflow.h5.planning import Chunk, Chunks, Part, chunks
+from qflow.h5.reading import read
+from qflow.h5.splitting import Split, split
+
+__all__ = ["Chunk", "Chunks", "Part", "Split", "chunks", "read", "split"]

@@ -1,0 +1,153 @@
+"""Board: the shared words by which the feeder, the workers and the consumer of a run coordinate.
+
+Every word is a native-aligned 64-bit number with one writer at a time. The words of edge ``e``
+(between its producers and the takers of the next step):
+
+    head[lane]          item << SHIFT | entries published for it; the store is the commit
+    entry[lane, k]      cell << 3 | kind
+    cell[c]             0: free; the tag of the entry it holds; KEPT: a taker keeps a view on it
+    cell_wait[a]        producer a waits for a cell
+    taken               lanes below this are wholly taken
+    total               number of items of the edge + 1, once it is known
+    taker_wait          who waits for an entry, and of which item
+    lane_wait           who waits for ``taken`` to grow
+
+Words of participant ``w``: its hand (the cursor it took) and its job (the item it works on).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import MutableSequence
+from itertools import accumulate
+from typing import Any
+
+from qflow.graph.plan import SMALL, Plan
+
+SHIFT = 28  # 2**36 items of a step, 2**28 results of an item
+LOW = (1 << SHIFT) - 1
+DATA, END, ERROR = 1, 2, 4
+KEPT = 1 << 63
+POISON = (1 << 64) - 1
+
+SMALL_ITEMS = 64  # of an unwritten queue at most, together below plan.SMALL bytes
+VIEWS = 3  # cells of one producer that one taker may keep views on; beyond, values are copies
+
+Words = MutableSequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class EdgeShape:
+    """The numbers of one edge.
+
+    Attributes:
+        producers, takers: how many sides put and take.
+        window: items that may be claimed by the producers and are not wholly taken.
+        base: cells of each producer for items of any size.
+        extra: more cells of each, for small items of an unwritten queue.
+        small: bytes of small items that each producer may let wait.
+    """
+
+    producers: int
+    takers: int
+    window: int
+    base: tuple[int, ...]
+    extra: int
+    small: int
+
+    @property
+    def cells(self) -> int:
+        """Cells of each producer: for waiting items, and for those that takers keep views on."""
+        return max(self.base) + self.extra + VIEWS * self.takers
+
+    @property
+    def depth(self) -> int:
+        """Entries of a lane: one for each cell of its producer, and a bare end."""
+        return self.cells + 2
+
+
+def edge_shape(bound: int | None, producers: int, takers: int, *, ordered: bool) -> EdgeShape:
+    """An edge for a queue bound: items of the producers' hands and the queue, one cell for each taker at work.
+
+    Claims are limited by the window, so that a step which gives one result an item never has more than
+    ``bound`` of them waiting beside one in each producer's hands. Unordered, the window is wider.
+    """
+    waiting = 1 if bound is None else bound
+    cells = waiting + takers
+    base = tuple(max(1, cells // producers + (a < cells % producers)) for a in range(producers))
+    extra = SMALL_ITEMS if bound is None else 0
+    window = producers + (SMALL_ITEMS if bound is None else bound)
+    return EdgeShape(producers, takers, window if ordered else max(window, SMALL_ITEMS + producers), base, extra, SMALL // producers if bound is None else 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The numbers of a whole run: what board and memory are cut to. Participants: feeder 0, workers, consumer last."""
+
+    edges: tuple[EdgeShape, ...]
+
+    @property
+    def first(self) -> tuple[int, ...]:
+        """The first participant that puts into each edge."""
+        return tuple(accumulate((edge.producers for edge in self.edges), initial=0))
+
+    @property
+    def participants(self) -> int:
+        """The feeder, all workers and the consumer."""
+        return self.first[-1] + 1
+
+
+def shape_of(plan: Plan, *, ordered: bool = True) -> Shape:
+    """The shape for a plan; only the last edge can be taken out of order."""
+    takers = (*plan.workers[1:], 1)
+    last = len(takers) - 1
+    return Shape(
+        tuple(
+            edge_shape(bound, producers, taking, ordered=ordered or e < last)
+            for e, (bound, producers, taking) in enumerate(zip(plan.bounds, plan.workers, takers, strict=True))
+        )
+    )
+
+
+class Edge:
+    """The words of one edge."""
+
+    def __init__(self, shape: EdgeShape, first: int, cut: Any) -> None:
+        self.shape, self.first = shape, first
+        self.window, self.depth, self.cells_each = shape.window, shape.depth, shape.cells
+        self.head: Words = cut(shape.window)
+        self.entry: Words = cut(shape.window * shape.depth)
+        self.cell: Words = cut(shape.producers * shape.cells)
+        self.cell_wait: Words = cut(shape.producers)
+        self.taken: Words = cut(1)
+        self.total: Words = cut(1)
+        self.taker_wait: Words = cut(1)
+        self.lane_wait: Words = cut(1)
+
+
+class Board:
+    """All words of a run, cut out of one row of them; `words_needed` says how long it must be.
+
+    ``job`` of a worker: 0 the item it claimed + 1, 1 the entry's place, 2 the place after it, 3 the entry, 4 the item it finished + 1.
+    ``counts``: 0 nanoseconds in the step's code, 1 values taken, 2 results given.
+    """
+
+    HAND, JOB, COUNTS = 2, 5, 3
+
+    def __init__(self, shape: Shape, words: Any) -> None:
+        self.shape, self._words, self._at = shape, words, 0
+        self.cancelled: Words = self._cut(1)
+        self.edges = [Edge(edge, first, self._cut) for edge, first in zip(shape.edges, shape.first, strict=False)]
+        self.hand = [self._cut(self.HAND) for _ in range(shape.participants)]
+        self.job = [self._cut(self.JOB) for _ in range(shape.participants)]
+        self.counts = [self._cut(self.COUNTS) for _ in range(shape.participants)]
+
+    def _cut(self, count: int) -> Any:
+        self._at += count
+        return self._words[self._at - count : self._at]
+
+
+def words_needed(shape: Shape) -> int:
+    """How many words a board of this shape has."""
+    per_edge = (edge.window * (1 + edge.depth) + edge.producers * (edge.cells + 1) + 4 for edge in shape.edges)
+    return 1 + sum(per_edge) + shape.participants * (Board.HAND + Board.JOB + Board.COUNTS)

@@ -1,0 +1,110 @@
+"""Output: what workers print, warn and log appears in the process that runs the pipe, with the step's name.
+
+Standard output and error of a step's workers are pipes to the parent. A log record travels as one line
+of the error pipe that begins with `RECORD`, and is handled by the parent's logger of the same name.
+The consumer's thread forwards, so that in a notebook the lines appear under the cell that runs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from contextlib import suppress
+from typing import Any
+
+RECORD = "\x1e"
+MOST = 3000  # characters of a logged message: a line up to 4096 bytes is written to a pipe at once
+
+
+# ---- in the worker
+
+
+class ToParent(logging.Handler):
+    """Writes records as lines for the parent."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(Exception):
+            text = record.getMessage()
+            if record.exc_info:
+                text += "\n" + logging.Formatter().formatException(record.exc_info)
+            fields = {"name": record.name, "levelno": record.levelno, "levelname": record.levelname, "msg": text[:MOST]}
+            fields |= {"pathname": record.pathname, "lineno": record.lineno, "funcName": record.funcName, "created": record.created}
+            sys.stderr.write(RECORD + json.dumps(fields) + "\n")
+
+
+def redirect(out: int, err: int) -> None:
+    """Let everything this worker prints go into its step's pipes."""
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    sys.stdout = open(1, "w", buffering=1, closefd=False, errors="backslashreplace")
+    sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")
+    logging.getLogger().addHandler(ToParent())
+
+
+def adopt(levels: dict[str, int], filters: list[Any]) -> None:
+    """Log and warn as the parent does at this moment."""
+    for name, level in levels.items():
+        logging.getLogger(name or None).setLevel(level)
+    warnings.filters[:] = filters  # type: ignore[index]
+    warnings._filters_mutated()  # type: ignore[attr-defined]
+
+
+# ---- in the parent
+
+
+def levels() -> dict[str, int]:
+    """The levels that are set on this process's loggers."""
+    root = logging.getLogger()
+    found = {name: logger.level for name, logger in root.manager.loggerDict.items() if isinstance(logger, logging.Logger) and logger.level}
+    return {**found, "": root.level}
+
+
+class Forwarder:
+    """The parent's end of one step's pipes."""
+
+    def __init__(self, step: str, out: int, err: int) -> None:
+        self.step = step
+        self._pending = {out: b"", err: b""}
+        self.out, self.err = out, err
+        for fd in (out, err):
+            os.set_blocking(fd, False)
+
+    def forward(self, fd: int, *, last: bool = False) -> None:
+        """Print what lies in a pipe, whole lines only but at the end."""
+        while True:
+            try:
+                data = os.read(fd, 1 << 16)
+            except (BlockingIOError, OSError):
+                data = b""
+            if not data:
+                break
+            *lines, self._pending[fd] = (self._pending[fd] + data).split(b"\n")
+            for line in lines:
+                self._line(fd, line.decode(errors="backslashreplace"))
+        if last and self._pending[fd]:
+            self._line(fd, self._pending[fd].decode(errors="backslashreplace"))
+            self._pending[fd] = b""
+
+    def _line(self, fd: int, line: str) -> None:
+        if fd == self.err and line.startswith(RECORD):
+            with suppress(ValueError):
+                return self._log(json.loads(line[1:]))
+        stream = sys.stdout if fd == self.out else sys.stderr
+        if stream is not None:
+            with suppress(ValueError):  # it may be closed at exit
+                stream.write(f"[{self.step}] {line}\n")
+
+    def _log(self, fields: dict[str, Any]) -> None:
+        record = logging.makeLogRecord({**fields, "msg": f"[{self.step}] {fields['msg']}", "args": ()})
+        logger = logging.getLogger(record.name)
+        if logger.isEnabledFor(record.levelno):
+            logger.handle(record)
+
+    def close(self) -> None:
+        """Print the rest and close."""
+        for fd in (self.out, self.err):
+            self.forward(fd, last=True)
+            os.close(fd)

@@ -1,0 +1,422 @@
+"""Take in turn: how items are taken, worked on and handed on, in order, by any number of workers.
+
+Order is decided when an item is *taken*. A step has one cursor: "the next item is entry t of input
+lane i, and gets number q". The worker that holds it takes that entry, hands the cursor to the next
+idle worker at once, and publishes its results to output lane q, its own until the item is finished.
+The next step reads the lanes in order, so a slow item holds nobody's turn and nothing is stashed.
+
+    cursor   1. take it (a blocking read straight into the own ``hand``, one system call)
+    window   2. wait until output lane q may be reused, and until the input entry is there
+    claim    3. write ``job``; the store of its number is the claim; hand the cursor on
+    run      4. run the step; for each result: find a free cell of the own, fill it, publish
+    commit      an entry, then ``head``: one store is the commit; the last entry carries END
+    release  5. free the input's cell, unless somebody keeps a view; ``job`` says finished
+
+The functions here are generators over the words of a `Board`: pure but for those words. They yield
+what is to be done outside, and are resumed with its outcome:
+
+    ("wait",)                block until somebody rings the own bell
+    ("ring", who)            ring a participant's bell
+    ("cursor",)              read the step's cursor into the own hand, blocking
+    ("pass", q + 1, place)   write the cursor
+    ("passed?",)             whether a cursor lies in the pipe (a replacement asks)
+    ("begin", claim)         load the input and start the step on it
+    ("result",)              -> the next parcel of the item at work, or None after the last
+    ("fill", cell, parcel)   copy the parcel into the cell
+    ("release", claim)       the item is finished -> whether a view on its cell is kept
+    "name"                   nothing: a point between two stores, where tests kill
+
+A participant that starts on words left by a dead predecessor goes on where that one was (`work`
+looks at hand and job first), which is the whole of recovery. Source: the prototype and its proofs
+of liveness are in the project's protocol notes; a test explores every interleaving and every death.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple
+
+from qflow.runtime.board import DATA, END, ERROR, KEPT, LOW, POISON, SHIFT, Board, Edge, Words
+
+Acting = Generator[Any, Any, Any]
+ANY = (1 << 44) - 1  # in place of an item: any entry will do
+
+_fence_lock = threading.Lock()
+
+
+def fence() -> None:
+    """Let the store before be seen before the load after; an uncontended lock is a full barrier on x86."""
+    _fence_lock.acquire(blocking=False) and _fence_lock.release()  # type: ignore[func-returns-value]
+
+
+class Cancelled(BaseException):
+    """The run is being stopped; the participant goes to rest."""
+
+
+class Parcel(NamedTuple):
+    """A result ready to be copied into a cell: its kind (DATA or ERROR, with END when it is known to be the last), bytes, content."""
+
+    kind: int
+    nbytes: int
+    content: Any = None
+
+
+class Claim(NamedTuple):
+    """An item in a worker's hands: its number in the step, the entry's place in the input edge, its kind and cell."""
+
+    number: int
+    place: int
+    kind: int
+    cell: int
+
+
+def until(board: Board, ready: Callable[[], Any], word: Words, at: int, mark: int) -> Acting:
+    """Wait until ``ready()``: leave a mark, look once more, sleep. Whoever makes it ready sees the mark and rings."""
+    while not ready():
+        word[at] = mark
+        fence()
+        if board.cancelled[0]:
+            raise Cancelled
+        if ready():
+            break
+        yield ("wait",)
+    if word[at]:
+        word[at] = 0
+
+
+class Taker:
+    """Takes the entries of an edge, one after another, in order."""
+
+    def __init__(self, board: Board, edge: Edge, me: int) -> None:
+        self.board, self.edge, self.me = board, edge, me
+
+    def look(self, place: int) -> Acting:
+        """Wait for the entry at a place -> cell << 3 | kind; None when the edge ends before it."""
+        edge, item, lane = self.edge, place >> SHIFT, (place >> SHIFT) % self.edge.window
+        head, total = edge.head, edge.total
+
+        def published() -> bool:
+            found = head[lane]
+            return found > place and found >> SHIFT == item
+
+        def ready() -> bool:
+            return published() or (total[0] != 0 and item >= total[0] - 1)
+
+        if not published():
+            yield from until(self.board, ready, edge.taker_wait, 0, item << 20 | self.me + 1)
+            if not published():
+                return None
+        return edge.entry[lane * edge.depth + (place & LOW) % edge.depth]
+
+    def seen(self, item: int) -> Acting:
+        """Lanes below ``item`` are wholly taken and may be reused."""
+        edge = self.edge
+        if item > edge.taken[0]:
+            edge.taken[0] = item
+            fence()
+            if edge.lane_wait[0]:
+                yield ("ring", edge.lane_wait[0] - 1)
+
+    def next_entry(self, place: int, save: Callable[[int], None]) -> Acting:
+        """The next entry that holds something, from ``place`` on -> (entry, its place, the place after it), or None at the end."""
+        while True:
+            entry = yield from self.look(place)
+            if entry is None:
+                return None
+            after = (place >> SHIFT) + 1 << SHIFT if entry & END else place + 1
+            if entry & (DATA | ERROR):
+                return entry, place, after
+            place = after
+            save(place)
+            yield "skipped"
+            yield from self.seen(place >> SHIFT)
+
+    def free(self, cell: int, place: int, kept: bool = False) -> Acting:
+        """The cell is no longer needed, if it still holds the entry of that place; or a view on it is kept."""
+        edge = self.edge
+        if edge.cell[cell] == place + 1:
+            edge.cell[cell] = KEPT if kept else 0
+            fence()
+            producer = cell // edge.cells_each
+            if edge.cell_wait[producer]:
+                yield ("ring", edge.first + producer)
+
+    def unkeep(self, cell: int) -> Acting:
+        """The last view on a kept cell is gone."""
+        edge = self.edge
+        if edge.cell[cell] == KEPT:
+            edge.cell[cell] = 0
+            fence()
+            producer = cell // edge.cells_each
+            if edge.cell_wait[producer]:
+                yield ("ring", edge.first + producer)
+
+
+class Putter:
+    """Puts results into an edge: the cells of one producer, and the lanes of its items."""
+
+    def __init__(self, board: Board, edge: Edge, producer: int) -> None:
+        self.board, self.edge, self.producer = board, edge, producer
+        self.me = edge.first + producer
+        self.base, self.first_cell = edge.shape.base[producer], producer * edge.cells_each
+        self._free = list(range(self.first_cell + edge.cells_each - 1, self.first_cell - 1, -1))
+        self._held: dict[int, int] = {}  # cell -> bytes, of cells not known to be free
+
+    def inherit(self) -> None:
+        """Free the cells that a predecessor chose but did not publish; the published ones are held."""
+        edge = self.edge
+        for cell in range(self.first_cell, self.first_cell + edge.cells_each):
+            tag = edge.cell[cell]
+            if tag and tag != KEPT and edge.head[(tag - 1 >> SHIFT) % edge.window] < tag:
+                edge.cell[cell] = tag = 0
+            if tag:
+                self._free.remove(cell)
+                self._held[cell] = 0
+
+    def _room(self, nbytes: int) -> bool:
+        """Whether a result of so many bytes may take a cell now."""
+        edge = self.edge
+        waiting = [(cell, size) for cell, size in self._held.items() if edge.cell[cell] != KEPT]
+        if len(waiting) < self.base:
+            return bool(self._free)
+        small = sum(size for _, size in waiting) + nbytes <= edge.shape.small
+        return small and len(waiting) < self.base + edge.shape.extra and bool(self._free)
+
+    def _sweep(self) -> None:
+        """Find the cells that the takers have freed."""
+        words = self.edge.cell
+        for cell in [cell for cell in self._held if words[cell] == 0]:
+            del self._held[cell]
+            self._free.append(cell)
+
+    def reserve(self, nbytes: int) -> Acting:
+        """Wait for a free cell of the own -> its number. Recently freed cells come first: their memory is warm."""
+
+        def ready() -> bool:
+            self._sweep()
+            return self._room(nbytes)
+
+        if len(self._held) >= self.base or not self._free:
+            yield from until(self.board, ready, self.edge.cell_wait, self.producer, 1)
+        return self._free.pop()
+
+    def lane_free(self, item: int) -> Acting:
+        """Wait until the lane of an item may be reused."""
+        edge = self.edge
+        if item >= edge.taken[0] + edge.window:
+            yield from until(self.board, lambda: item < edge.taken[0] + edge.window, edge.lane_wait, 0, self.me + 1)
+
+    def publish(self, item: int, kind: int, cell: int, nbytes: int) -> Acting:
+        """Add an entry to the item's lane; ``cell`` counts only for DATA and ERROR. The store of ``head`` commits it."""
+        edge, lane = self.edge, item % self.edge.window
+        place = edge.head[lane]
+        if place >> SHIFT != item or not place & LOW:
+            place = item << SHIFT
+        if kind & (DATA | ERROR):
+            edge.cell[cell] = place + 1
+            self._held[cell] = nbytes
+            yield "tagged"
+        edge.entry[lane * edge.depth + (place & LOW) % edge.depth] = cell << 3 | kind
+        yield "written"
+        edge.head[lane] = place + 1
+        fence()
+        yield "committed"
+        waits = edge.taker_wait[0]
+        if waits and waits >> 20 in (item, ANY):
+            yield ("ring", (waits & 0xFFFFF) - 1)
+
+    def put(self, item: int, parcel: Parcel) -> Acting:
+        """Reserve, fill, publish."""
+        cell = yield from self.reserve(parcel.nbytes)
+        yield ("fill", cell, parcel)
+        yield "filled"
+        yield from self.publish(item, parcel.kind, cell, parcel.nbytes)
+
+    def published(self, item: int) -> tuple[bool, int]:
+        """What a predecessor has published for an item: whether it finished, and how many results."""
+        edge, lane = self.edge, item % self.edge.window
+        head = edge.head[lane]
+        if head >> SHIFT > item:
+            return True, 0
+        count = head & LOW
+        if head >> SHIFT < item or not count:
+            return False, 0
+        return bool(edge.entry[lane * edge.depth + (count - 1) % edge.depth] & END), count
+
+    def end(self, items: int) -> Acting:
+        """Say how many items the edge has, and wake everybody who may wait for that."""
+        self.edge.total[0] = items + 1
+        fence()
+        yield "ended"
+        for who in range(self.board.shape.participants):
+            yield ("ring", who)
+
+
+def work(board: Board, edge: int, me: int) -> Acting:
+    """A worker of a step that works item by item: takes from ``edge``, puts into ``edge + 1``, until the end of its input.
+
+    Raises Cancelled when the run is stopped. Starts where a predecessor on these words has stopped.
+    """
+    taker = Taker(board, board.edges[edge], me)
+    out = board.edges[edge + 1]
+    putter = Putter(board, out, me - out.first)
+    hand, job = board.hand[me], board.job[me]
+    alone = out.shape.producers == 1
+    fresh = not hand[0]  # else a predecessor died; its neighbours may wait for a ring it owed
+    if not fresh:
+        putter.inherit()
+        for who in range(board.shape.participants):
+            yield ("ring", who)
+
+    def save(place: int) -> None:
+        hand[1] = place
+
+    while True:
+        if hand[0] == job[0] == job[4]:
+            if alone:
+                hand[1] = job[2]
+                hand[0] = job[0] + 1
+            else:
+                yield ("cursor",)
+            fresh = True
+        if hand[0] == POISON or board.cancelled[0]:
+            raise Cancelled
+        number = hand[0] - 1
+        if job[0] != hand[0]:  # the cursor is in hand and nothing is claimed with it
+            yield "holding"
+            yield from taker.seen(hand[1] >> SHIFT)
+            yield from putter.lane_free(number)
+            found = yield from taker.next_entry(hand[1], save)
+            if found is None:
+                yield from putter.end(number)
+                if not alone:
+                    yield ("pass", hand[0], hand[1])
+                return
+            entry, job[1], job[2] = found
+            job[3] = entry
+            yield "jotted"
+            job[0] = number + 1
+            yield "claimed"
+            fresh = True
+        claim = Claim(number, job[1], job[3] & 7, job[3] >> 3)
+        yield from taker.seen(job[2] >> SHIFT)
+        if not alone:
+            if not fresh:  # a replacement: was the cursor handed on?
+                others = (board.hand[who][0] for who in range(out.first, out.first + out.shape.producers))
+                fresh = not ((yield ("passed?",)) or any(other > hand[0] and other != POISON for other in others))
+            if fresh:
+                yield ("pass", number + 2, job[2])
+                yield "passed"
+            fresh = False
+        finished, skip = putter.published(number)
+        if not finished:
+            yield from _run(claim, putter, skip)
+        kept = yield ("release", claim)
+        yield from taker.free(claim.cell, claim.place, kept)
+        yield "released"
+        job[4] = number + 1
+
+
+def _run(claim: Claim, putter: Putter, skip: int) -> Acting:
+    """Run the step on a claimed item and publish its results, but for the first ``skip``, which a predecessor has."""
+    yield ("begin", claim)
+    while True:
+        parcel = yield ("result",)
+        if parcel is None:
+            return (yield from putter.publish(claim.number, END, 0, 0))
+        if skip:
+            skip -= 1
+        else:
+            yield from putter.put(claim.number, parcel)
+        if parcel.kind & END:
+            return
+
+
+def feed(board: Board, me: int = 0) -> Acting:
+    """The feeder: every parcel it is given becomes the next item of the first edge; ("result",) -> parcel or None at the end."""
+    putter = Putter(board, board.edges[0], me)
+    item = 0
+    while True:
+        yield from putter.lane_free(item)
+        parcel = yield ("result",)
+        if parcel is None:
+            return (yield from putter.end(item))
+        yield from putter.put(item, parcel._replace(kind=parcel.kind | END))
+        item += 1
+
+
+class Cursor:
+    """A single taker's own place in an edge: the consumer, or the worker of a stream."""
+
+    def __init__(self, board: Board, edge: int, me: int) -> None:
+        self.taker = Taker(board, board.edges[edge], me)
+        self.place = 0
+
+    def take(self) -> Acting:
+        """The next entry -> a Claim whose number is its item's, or None at the end. Its lane is given back when the next is taken."""
+        found = yield from self.taker.next_entry(self.place, self._save)
+        if found is None:
+            return None
+        entry, place, self.place = found
+        if entry & END:
+            yield from self.taker.seen(self.place >> SHIFT)
+        return Claim(place >> SHIFT, place, entry & 7, entry >> 3)
+
+    def _save(self, place: int) -> None:
+        self.place = place
+
+
+class Loose:
+    """A single taker that takes whatever is there, in no order, within the window of the edge."""
+
+    def __init__(self, board: Board, edge: int, me: int) -> None:
+        self.taker = Taker(board, board.edges[edge], me)
+        self.board, self.edge, self.me = board, board.edges[edge], me
+        self._places: dict[int, int] = {}  # item -> the place of its next entry; items below `taken` are done
+        self._done: set[int] = set()
+
+    def _find(self) -> tuple[int, int] | None:
+        """An entry that is there: (entry, place)."""
+        edge, low = self.edge, self.edge.taken[0]
+        for item in range(low, low + edge.window):
+            place = self._places.get(item, item << SHIFT)
+            head = edge.head[item % edge.window]
+            if item not in self._done and head >> SHIFT == item and head > place:
+                return edge.entry[item % edge.window * edge.depth + (place & LOW) % edge.depth], place
+        return None
+
+    def _over(self) -> bool:
+        total = self.edge.total[0]
+        return total != 0 and self.edge.taken[0] >= total - 1
+
+    def take(self) -> Acting:
+        """Any next entry -> a Claim, or None at the end."""
+        while True:
+            found = self._find()
+            if found is None:
+                if self._over():
+                    return None
+                self.edge.taker_wait[0] = ANY << 20 | self.me + 1
+                fence()
+                if self.board.cancelled[0]:
+                    raise Cancelled
+                if self._find() is None and not self._over():
+                    yield ("wait",)
+                continue
+            entry, place = found
+            item = place >> SHIFT
+            self._places[item] = place + 1
+            if entry & END:
+                yield from self._finish(item)
+            if entry & (DATA | ERROR):
+                return Claim(item, place, entry & 7, entry >> 3)
+
+    def _finish(self, item: int) -> Acting:
+        self._done.add(item)
+        self._places.pop(item, None)
+        low = self.edge.taken[0]
+        while low in self._done:
+            self._done.discard(low)
+            low += 1
+        yield from self.taker.seen(low)

@@ -1,0 +1,36 @@
+"""What all tests share: the engines, Hypothesis's settings, and the watch over what a test leaves behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import leaks
+import pytest
+from hypothesis import HealthCheck, settings
+
+ENGINES = ["serial"]
+
+leaks.set_tag()
+
+settings.register_profile("qflow", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("qflow"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "qflow")
+
+collect_ignore_glob = ["typing/*"]  # samples for the type checkers, wrong on purpose
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    """Every engine, by name."""
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """Fails a test that leaves a process, thread, descriptor, mapping, /dev/shm entry or changed state."""
+    before = leaks.snapshot()
+    yield
+    found = leaks.left_over(before)
+    if found:
+        pytest.fail("left behind:\n  " + "\n  ".join(found), pytrace=False)

@@ -1,0 +1,1 @@
+"""Geometry: from calorimeter images to graphs."""
