@@ -106,8 +106,8 @@ def _listed(folder: str) -> list[str]:
 
 def _state() -> Iterator[str]:
     """What belongs to the whole process, as text."""
-    for number in sorted(signal.valid_signals()):
-        yield f"signal handler {signal.Signals(number).name if number in list(signal.Signals) else number}: {signal.getsignal(number)}"
+    for number in signal.Signals:
+        yield f"signal handler {number.name}: {signal.getsignal(number)}"
     for name in (name for name in dir(resource) if name.startswith("RLIMIT_")):
         yield f"{name}: {resource.getrlimit(getattr(resource, name))}"
     yield f"working directory: {os.getcwd()}"

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 import qflow as qf
 from qflow import PackStep, PoolStep, ProcessStep, RepackStep, Sequence, UnpackStep
 
-ENGINES = ["serial"]
+ENGINES = ["serial", "processes"]
 STAND_IN = Path(__file__).parent / "fgsim_stand_in"
 
 needs_processes = pytest.mark.skipif("processes" not in ENGINES, reason="needs the process engine")

@@ -215,10 +215,9 @@ TYPES = {
 
 
 def same(one: Any, other: Any) -> bool:
-    return (
-        (one.dtype, one.dtype.metadata, one.shape) == (other.dtype, other.dtype.metadata, other.shape)
-        and repr(one.tolist()) == repr(other.tolist())
-    )
+    return (one.dtype, one.dtype.metadata, one.shape) == (other.dtype, other.dtype.metadata, other.shape) and repr(
+        one.tolist()
+    ) == repr(other.tolist())
 
 
 @pytest.mark.parametrize("values", TYPES.values(), ids=TYPES)
@@ -615,7 +614,9 @@ BAD_CHUNKS = {
 
 
 @pytest.mark.parametrize(("chunk", "keys", "kind", "words"), BAD_CHUNKS.values(), ids=BAD_CHUNKS)
-def test_what_can_not_be_read_raises_at_its_item_and_the_pipe_works_after(tmp_path, monkeypatch, chunk, keys, kind, words, engine):
+def test_what_can_not_be_read_raises_at_its_item_and_the_pipe_works_after(
+    tmp_path, monkeypatch, chunk, keys, kind, words, engine
+):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "good.h5", x=np.arange(5), y=np.arange(4), one=3)
     write(tmp_path / "text.h5", x=np.array([b"a", b"b"]))

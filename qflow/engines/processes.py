@@ -47,7 +47,7 @@ class Processes(Engine):
         warm = warm_of(flow)
         crew = warm.take(plan, ordered)
         try:
-            return ProcessRun(Session(crew, warm, plan, payloads, values, ordered), length)
+            return ProcessRun(Session(crew, warm, plan, payloads, values, ordered), length, flow)
         except BaseException:
             warm.give(crew, usable=False)
             raise
@@ -402,9 +402,10 @@ def _now() -> float:
 class ProcessRun(Run[Any]):
     """The consumer's handle of a session; dropping it stops the run."""
 
-    def __init__(self, session: Session, length: int | None) -> None:
+    def __init__(self, session: Session, length: int | None, flow: Flow[Any, Any]) -> None:
         super().__init__(length)
         self._session = session
+        self._flow = flow  # a flow that nobody else holds keeps its workers as long as its run
 
     def _next(self) -> Any:
         return self._session.take()

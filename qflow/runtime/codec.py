@@ -198,7 +198,7 @@ def decode(cells: Cells, cell: int, *, read_only: bool, views: bool) -> tuple[An
             buffers.append(memoryview(owner)[first - start : last - start])
         else:
             copy = bytearray(region[first:last])
-            buffers.append(memoryview(np.frombuffer(copy, np.uint8).view(Lease)) if read_only else copy)
+            buffers.append(memoryview(Lease((len(copy),), np.uint8, copy)) if read_only and copy else copy)
     try:
         _rebuilding.buffers, _rebuilding.read_only = buffers, read_only
         value = pickle.loads(region[head.pickled[0] : head.pickled[1]])

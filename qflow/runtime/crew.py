@@ -284,6 +284,9 @@ class Crew:
                 if self.nursery is not None:
                     self.nursery.reap(member.pid)
             os.close(member.pidfd)
+        with contextlib.suppress(OSError):
+            if self.nursery is not None:
+                self.nursery.done([member.pid for member in members])
         for forwarder in self.forwarders:
             forwarder.close()
         self.forwarders = []

@@ -70,7 +70,6 @@ class Cells:
         self.stride = stride
         self._map = mmap.mmap(fd, count * stride)
         self.bytes = memoryview(self._map)
-        self._array = np.frombuffer(self._map, np.uint8)
         self.returned: deque[int] = deque()
 
     def region(self, cell: int) -> memoryview:
@@ -79,7 +78,8 @@ class Cells:
 
     def lease(self, cell: int, start: int, end: int) -> Lease:
         """A view on bytes of a cell that notes the cell in ``returned`` when it is gone."""
-        return self._array[cell * self.stride + start : cell * self.stride + end].view(Lease)
+        # Straight over the mapping: over an ndarray, numpy would let the views on it hold that, not the lease.
+        return Lease((end - start,), np.uint8, self._map, cell * self.stride + start)
 
     def noted(self, lease: Lease, cell: int) -> Lease:
         """Let this lease speak for the cell."""

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from qflow.errors import ResourceError
 
@@ -61,6 +61,7 @@ class Nursery:
         self._socket = ours
         self._lock = threading.RLock()
         self._loaded: set[str] = set()
+        self._dead = False
 
     def fork(self, fds: Sequence[int], count: int, common: bytes) -> list[tuple[int, int]]:
         """Make ``count`` workers that inherit ``fds`` -> their process ids and pidfds."""
@@ -89,22 +90,37 @@ class Nursery:
         with self._lock:
             return int(self._ask(("reap", pid))[0][1])
 
+    def done(self, pids: Sequence[int]) -> None:
+        """Nobody will ask for these workers any more."""
+        with self._lock:
+            self._send(("forget", list(pids)))
+
     def _ask(self, message: tuple[Any, ...]) -> tuple[Any, list[int]]:
         self._send(message)
         return self._receive()
 
     def _send(self, message: tuple[Any, ...], fds: Sequence[int] = ()) -> None:
-        socket.send_fds(self._socket, [pickle.dumps(message)], fds)
+        try:
+            socket.send_fds(self._socket, [pickle.dumps(message)], fds)
+        except OSError as error:
+            self._lost(error)
 
     def _receive(self) -> tuple[Any, list[int]]:
-        data, fds, _, _ = socket.recv_fds(self._socket, 1 << 16, _MOST_FDS)
+        try:
+            data, fds, _, _ = socket.recv_fds(self._socket, 1 << 16, _MOST_FDS)
+        except OSError as error:
+            self._lost(error)
         if not data:
-            raise ConnectionError("the process that starts the workers has ended")
+            self._lost(None)
         return pickle.loads(data), list(fds)
+
+    def _lost(self, error: OSError | None) -> NoReturn:
+        self._dead = True
+        raise ConnectionError("the process that starts the workers has ended") from error
 
     @property
     def alive(self) -> bool:
-        return self._process.poll() is None
+        return not self._dead and self._process.poll() is None
 
     def close(self, *, wait: bool = True) -> None:
         """Let it go; its workers go with it."""
@@ -193,6 +209,7 @@ def serve(fileno: int) -> None:
     line = socket.socket(fileno=fileno)
     importlib.import_module("qflow.runtime.worker")
     held: list[int] = []
+    ended: dict[int, int] = {}
     while True:
         data, fds, _, _ = socket.recv_fds(line, 1 << 16, _MOST_FDS)
         if not data:
@@ -214,7 +231,12 @@ def serve(fileno: int) -> None:
                     os.close(fd)
                 held = []
             case ("reap", pid):
-                _reply(line, ("ended", os.waitpid(pid, 0)[1]))
+                if pid not in ended:
+                    ended[pid] = os.waitpid(pid, 0)[1]
+                _reply(line, ("ended", ended[pid]))
+            case ("forget", pids):
+                for pid in pids:
+                    ended.pop(pid, None)
 
 
 def _reply(line: socket.socket, message: tuple[Any, ...], fds: Sequence[int] = ()) -> None:
