@@ -322,11 +322,11 @@ def test_a_file_that_was_written_again_is_opened_again(tmp_path):
     assert len(open_files(tmp_path)) == 1
 
 
-def _in_a_fork(read: Any, chunk: Any) -> list[int]:
+def _in_a_fork(read: Any, plan: h5.Chunks) -> list[Any]:
     source, sink = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(sink, pickle.dumps(read(chunk)["x"].tolist()))
+        os.write(sink, pickle.dumps([read(chunk)["x"].tolist() for chunk in plan]))
         os._exit(0)
     os.close(sink)
     with open(source, "rb") as results:
@@ -335,21 +335,22 @@ def _in_a_fork(read: Any, chunk: Any) -> list[int]:
     return pickle.loads(found)
 
 
-def _in_a_new_interpreter(read: Any, chunk: Any) -> list[int]:
-    code = "import pickle, sys; read, chunk = pickle.load(sys.stdin.buffer); print(read(chunk)['x'].tolist())"
-    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps((read, chunk)), capture_output=True, check=True)
+def _in_a_new_interpreter(read: Any, plan: h5.Chunks) -> list[Any]:
+    code = "import pickle, sys; read, plan = pickle.load(sys.stdin.buffer); print([read(chunk)['x'].tolist() for chunk in plan])"
+    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps((read, plan)), capture_output=True, check=True)
     return eval(done.stdout)
 
 
-@pytest.mark.parametrize("read_in_a_child", [_in_a_fork, _in_a_new_interpreter])
-def test_a_step_that_has_files_open_works_in_a_child_of_any_start_method(two, tmp_path, read_in_a_child):
-    read, chunk = h5.read("x", rows=False), h5.chunks(two, 10)[0]
-    expected = read(chunk)["x"].tolist()
-    assert len(open_files(tmp_path)) == 2
-    assert read_in_a_child(read, chunk) == expected
-    assert read(chunk)["x"].tolist() == expected
-    with pytest.raises(BlockingIOError):  # the child has not given our lock away
-        _write_elsewhere(two[0])
+@pytest.mark.parametrize("in_a_child", [_in_a_fork, _in_a_new_interpreter])
+def test_a_step_that_has_files_open_works_in_a_child_of_any_start_method(tmp_path, in_a_child):
+    files = numbers(tmp_path, *[2] * (2 * MOST_OPEN))
+    read, plan = h5.read("x", rows=False), h5.chunks(files, 3)
+    expected = [read(chunk)["x"].tolist() for chunk in plan]
+    assert files[-1] in open_files(tmp_path)
+    assert in_a_child(read, plan) == expected
+    with pytest.raises(BlockingIOError):  # the child, which has opened and closed them all, has not given our lock away
+        _write_elsewhere(files[-1])
+    assert [read(chunk)["x"].tolist() for chunk in plan] == expected
 
 
 def _write_elsewhere(path: str) -> None:

@@ -25,7 +25,7 @@ def process() -> Callable[[], object]:
 
 
 def orphan() -> Callable[[], object]:
-    pid = int(subprocess.run([sys.executable, "-c", ORPHAN], capture_output=True, check=True).stdout)
+    pid = int(subprocess.run([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, check=True).stdout)
     return lambda: os.kill(pid, signal.SIGKILL)
 
 

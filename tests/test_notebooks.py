@@ -20,6 +20,7 @@ pytest.importorskip("ipykernel")
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager  # noqa: E402
 from jupyter_client.manager import AsyncKernelManager, KernelManager  # noqa: E402
+from jupyter_core.utils import ensure_event_loop  # noqa: E402
 
 HERE = Path(__file__).parent
 NOTEBOOKS = sorted((HERE.parent / "notebooks").glob("*.ipynb"))
@@ -93,6 +94,14 @@ def test_a_notebook_runs_and_shows_its_flow(path: Path, tmp_path: Path) -> None:
     pictures = [output.data for output in outputs if "image/svg+xml" in output.get("data", {})]
     assert pictures
     assert all({"text/plain", "text/html", "image/svg+xml"} == set(data) for data in pictures)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def jupyters_event_loop() -> Iterator[None]:
+    """The one that jupyter_client makes on first use and keeps."""
+    loop = ensure_event_loop()
+    yield
+    loop.close()
 
 
 class Cells:

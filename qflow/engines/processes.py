@@ -159,7 +159,7 @@ os.register_at_fork(after_in_child=_forget)
 
 def _alive(crew: Crew) -> bool:
     try:
-        crew.wait(0, bell=False)
+        crew.wait(0)
     except Exception:
         return False
     return not crew.broken

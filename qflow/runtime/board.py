@@ -46,6 +46,8 @@ class EdgeShape:
         base: cells of each producer for items of any size.
         extra: more cells of each, for small items of an unwritten queue.
         small: bytes of small items that each producer may let wait.
+        slack: lanes that must be free before a producer that waited goes on, so that it is woken
+            once for many small items.
     """
 
     producers: int
@@ -54,6 +56,7 @@ class EdgeShape:
     base: tuple[int, ...]
     extra: int
     small: int
+    slack: int = 0
 
     @property
     def cells(self) -> int:
@@ -75,9 +78,11 @@ def edge_shape(bound: int | None, producers: int, takers: int, *, ordered: bool)
     waiting = 1 if bound is None else bound
     cells = waiting + takers
     base = tuple(max(1, cells // producers + (a < cells % producers)) for a in range(producers))
-    extra = SMALL_ITEMS if bound is None else 0
     window = producers + (SMALL_ITEMS if bound is None else bound)
-    return EdgeShape(producers, takers, window if ordered else max(window, SMALL_ITEMS + producers), base, extra, SMALL // producers if bound is None else 0)
+    window = window if ordered else max(window, SMALL_ITEMS + producers)
+    if bound is not None:
+        return EdgeShape(producers, takers, window, base, 0, 0)
+    return EdgeShape(producers, takers, window, base, 2 * SMALL_ITEMS, SMALL // producers, SMALL_ITEMS // 2)
 
 
 @dataclasses.dataclass(frozen=True)

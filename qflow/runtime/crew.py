@@ -13,9 +13,11 @@ import pickle
 import select
 import signal
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from qflow.errors import QFlowError, ResourceError, WorkerDied, annotate, describe, place
@@ -113,6 +115,7 @@ class Crew:
             for (group, participants), (pid, pidfd), (ours, _) in zip(processes, made, pairs, strict=True)
         ]
         self._resting = set(range(len(self.members)))
+        self._watch()
 
     members: list[Member] = []
     forwarders: list[output.Forwarder] = []
@@ -140,8 +143,9 @@ class Crew:
         self._reset()
         changed = [new if new != old else None for new, old in zip(groups, self._shipped, strict=True)]
         self._shipped = list(groups)
-        surroundings = Start(None, dict(os.environ), _directory(), list(_path()), output.levels(), _filters())
+        surroundings = Start(None, dict(os.environ), _directory(), list(sys.path), output.levels(), _filters())
         self._resting.clear()
+        self._watch()
         for member in self.members:
             try:
                 send_message(member.control, surroundings._replace(group=changed[member.group]))
@@ -177,32 +181,33 @@ class Crew:
         for who in range(self.shape.participants):
             self.ring(who)
 
-    def wait(self, timeout: float | None, *, bell: bool = True) -> None:
-        """Sleep until the consumer's bell rings, or a worker prints, rests, fails or dies; raises what that means."""
-        poll = select.poll()
-        watched: dict[int, Callable[[], None]] = {}
-        if bell:
-            watched[self.bells[self.consumer]] = lambda: None
+    def _watch(self) -> None:
+        """Make the list of what `wait` looks at: the consumer's bell, what workers print, their reports, their deaths."""
+        self._poll = select.poll()
+        self._watched: dict[int, Callable[[], None]] = {}
         for forwarder in self.forwarders:
             for fd in (forwarder.out, forwarder.err):
-                watched[fd] = lambda forwarder=forwarder, fd=fd: forwarder.forward(fd)  # type: ignore[misc]
+                self._watched[fd] = partial(forwarder.forward, fd)
         for number, member in enumerate(self.members):
-            if number not in self._resting:
-                watched[member.control.fileno()] = lambda number=number: self._report(number)  # type: ignore[misc]
-            watched[member.pidfd] = lambda number=number: self._died(number)  # type: ignore[misc]
-        for fd in watched:
-            poll.register(fd, select.POLLIN)
-        ready = dict(poll.poll(None if timeout is None else max(0, timeout * 1000)))
-        if self.bells[self.consumer] in ready:
-            os.eventfd_read(self.bells[self.consumer])
-        for fd in sorted(ready, key=lambda fd: list(watched).index(fd)):
-            watched[fd]()
+            self._watched[member.control.fileno()] = partial(self._report, number)
+            self._watched[member.pidfd] = partial(self._died, number)
+        for fd in (self.bells[self.consumer], *self._watched):
+            self._poll.register(fd, select.POLLIN)
+
+    def wait(self, timeout: float | None) -> None:
+        """Sleep until the consumer's bell rings, or a worker prints, rests, fails or dies; raises what that means."""
+        for fd, _ in self._poll.poll(None if timeout is None else max(0, timeout * 1000)):
+            if fd == self.bells[self.consumer]:
+                os.eventfd_read(fd)
+            elif fd in self._watched:
+                self._watched[fd]()
 
     def _report(self, number: int) -> None:
         message = receive_message(self.members[number].control)
         if message is None:
             self._died(number)
         self._resting.add(number)
+        self._poll.unregister(self.members[number].control)
         word, content = message
         if word == "failed":
             self.broken = True
@@ -216,7 +221,7 @@ class Crew:
             left = end - time.monotonic()
             if left < 0:
                 return False
-            self.wait(left, bell=False)
+            self.wait(left)
         self.flush()
         return True
 
@@ -323,12 +328,6 @@ def _directory() -> str | None:
         return os.getcwd()
     except OSError:
         return None
-
-
-def _path() -> list[str]:
-    import sys
-
-    return sys.path
 
 
 def _filters() -> list[Any]:

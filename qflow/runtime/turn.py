@@ -74,6 +74,7 @@ class Claim(NamedTuple):
 def until(board: Board, ready: Callable[[], Any], word: Words, at: int, mark: int) -> Acting:
     """Wait until ``ready()``: leave a mark, look once more, sleep. Whoever makes it ready sees the mark and rings."""
     while not ready():
+        yield "not ready"
         word[at] = mark
         fence()
         if board.cancelled[0]:
@@ -115,8 +116,9 @@ class Taker:
         if item > edge.taken[0]:
             edge.taken[0] = item
             fence()
-            if edge.lane_wait[0]:
-                yield ("ring", edge.lane_wait[0] - 1)
+            waits = edge.lane_wait[0]
+            if waits and item >= waits >> 20:
+                yield ("ring", (waits & 0xFFFFF) - 1)
 
     def next_entry(self, place: int, save: Callable[[int], None]) -> Acting:
         """The next entry that holds something, from ``place`` on -> (entry, its place, the place after it), or None at the end."""
@@ -205,7 +207,8 @@ class Putter:
         """Wait until the lane of an item may be reused."""
         edge = self.edge
         if item >= edge.taken[0] + edge.window:
-            yield from until(self.board, lambda: item < edge.taken[0] + edge.window, edge.lane_wait, 0, self.me + 1)
+            enough = item - edge.window + 1 + edge.shape.slack
+            yield from until(self.board, lambda: edge.taken[0] >= enough, edge.lane_wait, 0, enough << 20 | self.me + 1)
 
     def publish(self, item: int, kind: int, cell: int, nbytes: int) -> Acting:
         """Add an entry to the item's lane; ``cell`` counts only for DATA and ERROR. The store of ``head`` commits it."""

@@ -1,0 +1,60 @@
+"""Command line: ``qflow demo``, also ``python -m qflow demo``.
+
+A command is a module with ``HELP`` (a line), ``add_arguments(parser)`` and ``run(arguments)``, which
+returns the exit status. It loads what is heavy in ``run``, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn, Protocol
+
+import qflow
+from qflow.demo import command as demo
+
+
+class Command(Protocol):
+    """What a module has to be a command."""
+
+    @property
+    def HELP(self) -> str: ...
+    def add_arguments(self, parser: argparse.ArgumentParser, /) -> None: ...
+    def run(self, arguments: argparse.Namespace, /) -> int: ...
+
+
+COMMANDS: dict[str, Command] = {"demo": demo}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status. A wrong option leaves with status 2 and says what is right."""
+    parser = argparse.ArgumentParser(prog="qflow", description="Worker processes and bounded queues, joined with |.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"qflow {qflow.__version__}")
+    choice = parser.add_subparsers(dest="command", metavar="command", required=True)
+    parsers = {name: _parser(choice.add_parser, name, command) for name, command in COMMANDS.items()}
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        _refuse(parsers[arguments.command], unknown[0])
+    return COMMANDS[arguments.command].run(arguments)
+
+
+def _parser(add: type[argparse.ArgumentParser] | object, name: str, command: Command) -> argparse.ArgumentParser:
+    assert callable(add)
+    parser = add(name, help=command.HELP, description=command.HELP, allow_abbrev=False)
+    assert isinstance(parser, argparse.ArgumentParser)
+    command.add_arguments(parser)
+    return parser
+
+
+def _refuse(parser: argparse.ArgumentParser, word: str) -> NoReturn:
+    """An unknown word of the command line: name the option that was likely meant, and all there are."""
+    options = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    near = difflib.get_close_matches(word.partition("=")[0], options, 1)
+    meant = f"Did you mean {near[0]}? " if near else ""
+    parser.error(f"no option {word!r}. {meant}There are {', '.join(options)}.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
