@@ -30,22 +30,15 @@ COMMANDS: dict[str, Command] = {"demo": demo}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status. A wrong option leaves with status 2 and says what is right."""
-    parser = argparse.ArgumentParser(prog="qflow", description="Worker processes and bounded queues, joined with |.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="qflow", description="Worker processes and queues, joined with |.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"qflow {qflow.__version__}")
     choice = parser.add_subparsers(dest="command", metavar="command", required=True)
-    parsers = {name: _parser(choice.add_parser, name, command) for name, command in COMMANDS.items()}
+    for name, command in COMMANDS.items():
+        command.add_arguments(choice.add_parser(name, help=command.HELP, description=command.HELP, allow_abbrev=False))
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
-        _refuse(parsers[arguments.command], unknown[0])
+        _refuse(choice.choices[arguments.command], unknown[0])
     return COMMANDS[arguments.command].run(arguments)
-
-
-def _parser(add: type[argparse.ArgumentParser] | object, name: str, command: Command) -> argparse.ArgumentParser:
-    assert callable(add)
-    parser = add(name, help=command.HELP, description=command.HELP, allow_abbrev=False)
-    assert isinstance(parser, argparse.ArgumentParser)
-    command.add_arguments(parser)
-    return parser
 
 
 def _refuse(parser: argparse.ArgumentParser, word: str) -> NoReturn:

@@ -5,6 +5,9 @@ is left is the calendar of queueflow: queue an iterable, iterate its results, qu
 
     Sequence(ProcessStep(read, 2), Queue(4), PoolStep(transform, nworkers=8), RepackStep(64))
     qf.process(n=2)(read) | qf.queue(4) | qf.pool(n=8)(transform) | qf.repack(64)
+
+Workers are no forks of the moment: what a step takes from an enclosing function travels to them
+whenever an iterable is queued, but a ``multiprocessing.Value`` does so only as the size of a step.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from multiprocessing.queues import Queue as ProcessQueue
 from multiprocessing.synchronize import SEM_VALUE_MAX  # type: ignore[attr-defined]  # the maxsize of a queue without one
 from typing import Any
 
-from qflow.errors import GraphError, got
+from qflow.errors import GraphError, WorkerDied, got
 from qflow.graph.flow import Flow, Joins, Sourced
 from qflow.graph.function import callable_text
 from qflow.graph.marks import Step, pool, process
@@ -165,7 +168,8 @@ class Sequence(Iterator[Any]):
             raise BufferError("No iterable queued. Write `for x in sequence.queue_iterable(iterable): ...`.")
         try:
             result = next(self._run)
-        except BaseException:
+        except BaseException as error:
+            self._warm = not isinstance(error, WorkerDied)
             self._end()
             raise
         self._results += 1
@@ -186,7 +190,7 @@ class Sequence(Iterator[Any]):
         stats = self._stats()
         given = [None, *(each.results if each else None for each in stats)]
         taken = [*(each.items if each else None for each in stats), self._results]
-        return list(zip(map(_waiting, given, taken), self.flow.plan().bounds, strict=True))
+        return [(_waiting(a, b, most), most) for a, b, most in zip(given, taken, self.flow.plan().bounds, strict=True)]
 
     def process_status(self) -> list[tuple[int, int]]:
         """For each group of workers: how many are alive, and how many there should be.
@@ -262,8 +266,11 @@ def _hint(part: Any) -> str:
 _COLUMNS = ("Type", "Saturation", "Name", "Process names", "In", "Out", "Busy")
 
 
-def _waiting(given: int | None, taken: int | None) -> int | None:
-    return None if given is None or taken is None else max(0, given - taken)
+def _waiting(given: int | None, taken: int | None, most: int | None) -> int | None:
+    if given is None or taken is None:
+        return None
+    waiting = max(0, given - taken)  # the counts are read one after the other
+    return waiting if most is None else min(waiting, most)  # the rest is in the hands of workers that wait to put it
 
 
 def _queue_row(waiting: int | None, most: int | None) -> tuple[str, ...]:

@@ -9,11 +9,13 @@ import leaks
 import pytest
 from hypothesis import HealthCheck, settings
 
-ENGINES = ["serial"]
+ENGINES = ["serial", "processes"]
 
 leaks.set_tag()
 
-settings.register_profile("qflow", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "qflow", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 settings.register_profile("ci", settings.get_profile("qflow"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "qflow")
 

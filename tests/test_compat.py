@@ -35,7 +35,8 @@ needs_processes = pytest.mark.skipif("processes" not in ENGINES, reason="needs t
 
 @pytest.fixture(scope="module", autouse=True)
 def kept_by_multiprocessing():
-    """What the standard library keeps for good once a queue or a value was made: its tracker, and its arena in /dev/shm."""
+    """What the standard library keeps for good once a queue or a value was made: start method, tracker, arena in /dev/shm."""
+    multiprocessing.get_start_method()
     for method in multiprocessing.get_all_start_methods():
         multiprocessing.get_context(method).Value("i")
 
@@ -267,6 +268,18 @@ def test_q5_a_shared_size_is_read_whenever_an_iterable_is_queued(sequence, share
     assert results(packed, range(8)) == results(repacked, [range(8)]) == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
+def test_q5_a_plain_variable_switches_a_step_between_iterables(sequence):
+    validating = True
+
+    def postprocess(value):
+        return value if validating else -value
+
+    made = sequence(ProcessStep(postprocess, 2))
+    assert results(made, range(3)) == [0, 1, 2]
+    validating = False
+    assert results(made, range(3)) == [0, -1, -2]
+
+
 @pytest.mark.parametrize("nworkers", [1, 4])
 def test_q9_b2_b3_an_error_reaches_the_consumer_and_stays_in_its_sequence(sequence, nworkers):
     made, other = sequence(ProcessStep(boom_at_five, nworkers, name="bad")), sequence(ProcessStep(abs))
@@ -302,6 +315,8 @@ def test_q10_b4_a_killed_worker_is_an_error_within_two_seconds(pooled, end):
     with pytest.raises(qf.WorkerDied, match="die_at_five"):
         results(made, range(20))
     assert time.monotonic() - start < 2
+    assert {alive for alive, _ in made.process_status()} == {0}
+    assert len(results(made, range(4))) == (2 if pooled else 4)
     made.stop()
 
 
@@ -323,10 +338,10 @@ def test_q13_flowstatus_follows_the_run(sequence):
     made = sequence(ProcessStep(times_two, 2, name="double"), multiprocessing.Queue(3))
     made.queue_iterable(range(100))
     assert [next(made), next(made)] == [0, 2]
-    (waiting, most), status = made.queue_status()[-1], made.process_status()
-    assert most == 3
+    ((_, unwritten), (waiting, most)) = made.queue_status()
+    assert (unwritten, most) == (None, 3)
     assert waiting is None or 0 <= waiting <= 3
-    assert status == [(2, 2)]
+    assert made.process_status() == [(2, 2)]
     assert "2/2" in made.flowstatus()
     made.stop()
     assert made.process_status() == [(0, 2)]

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import qflow as qf
 from qflow import GraphError, h5
-from qflow.h5.handles import MOST_OPEN
+from qflow.h5.handles import MOST_OPEN, Handles
 
 
 def write(path: Path, **datasets: Any) -> str:
@@ -348,9 +348,21 @@ def test_a_step_that_has_files_open_works_in_a_child_of_any_start_method(tmp_pat
     expected = [read(chunk)["x"].tolist() for chunk in plan]
     assert files[-1] in open_files(tmp_path)
     assert in_a_child(read, plan) == expected
-    with pytest.raises(BlockingIOError):  # the child, which has opened and closed them all, has not given our lock away
+    with pytest.raises(BlockingIOError):  # we have it open still
         _write_elsewhere(files[-1])
     assert [read(chunk)["x"].tolist() for chunk in plan] == expected
+
+
+def test_a_fork_does_not_use_the_handles_of_its_parent(two):
+    handles = Handles(("x",))
+    ours = handles.open(two[0])
+    assert handles.open(two[0]) is ours
+    child = os.fork()
+    if child == 0:
+        os._exit(handles.open(two[0]) is ours)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert handles.open(two[0]) is ours
+    assert ours.columns["x"][:].tolist() == [0, 1, 2, 3, 4]
 
 
 def _write_elsewhere(path: str) -> None:

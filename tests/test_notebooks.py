@@ -224,15 +224,33 @@ def test_what_a_worker_says_stands_under_the_running_cell_with_the_steps_name(ce
 
 
 @processes
-def test_an_interrupted_cell_leaves_the_pipe_usable(cells: Cells) -> None:
+@pytest.mark.parametrize(
+    "cell",
+    ["for number in pipe([0.05] * 100_000):\n    print(number, flush=True)", "list(pipe([3600]))"],
+    ids=["between results", "waiting for one"],
+)
+def test_an_interrupted_cell_leaves_the_pipe_usable(cells: Cells, cell: str) -> None:
     cells.run(STEPS)
-    cells.run("@qf.process(n=2)\ndef slow(number):\n    time.sleep(0.05)\n    return number\npipe = slow | qf.queue(2)")
-    began = None
-    for output in cells.outputs("for number in pipe(range(100_000)):\n    print(number, flush=True)"):
-        if output.startswith("3") and began is None:
-            began = time.monotonic()
+    cells.run("@qf.process(n=2)\ndef slow(seconds):\n    print('begin')\n    time.sleep(seconds)\n    return seconds")
+    cells.run("pipe = slow | qf.queue(2)")
+    interrupted, said = 0.0, []
+    for output in cells.outputs(cell):
+        said.append(output)
+        if "begin" in output and not interrupted:
+            interrupted = time.monotonic()
             cells.manager.interrupt_kernel()
-    assert output != "KeyboardInterrupt"  # the last message says that the kernel is idle again
-    assert began is not None
-    assert time.monotonic() - began < 5
-    assert cells.run("print(list(pipe(range(5))))") == "[0, 1, 2, 3, 4]\n"
+    assert "KeyboardInterrupt" in said
+    assert time.monotonic() - interrupted < 5
+    assert cells.run("print(list(pipe([0, 0.1])))").endswith("[0, 0.1]\n")
+
+
+@processes
+def test_a_kernel_with_warm_workers_ends_when_it_is_told_to(cells: Cells) -> None:
+    """Jupyter asks the processes of the kernel's group to end, and waits for them before the kernel goes."""
+    cells.run(STEPS)
+    assert "[0, 10, 20, 30]" in cells.run("numbers()")
+    cells.client.shutdown()
+    end = time.monotonic() + 2
+    while cells.manager.is_alive() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not cells.manager.is_alive()

@@ -138,7 +138,7 @@ def test_tensors_come_as_views_too():
     assert b.data_ptr() == first[4:].data_ptr()
 
 
-@pytest.mark.parametrize(("size", "most"), [(5, 0), (10, 0), (7, 1), (23, 2)])
+@pytest.mark.parametrize(("size", "most"), [(5, 0), (10, 0), (7, 1), (23, 3)])
 def test_items_that_are_used_up_are_let_go_before_the_next_is_waited_for(size, most):
     seen: list[weakref.ref[Any]] = []
     alive: list[int] = []

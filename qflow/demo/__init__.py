@@ -7,8 +7,10 @@ The task: name the digit that is written over a picture. The digits (scikit-lear
 and no picture stands on both sides of the split.
 
     bytesizes   sizes as text                      steps     transform and collate, and the flow
-    pictures    digits and pictures, by side       model     the network, training, accuracy
-    events      digits written over tiles          memory    peak memory of a tree of processes
-    folder      HDF5 files, written once           cap       a limit on that memory
-    command     options                            job       all of it, and the report
+    split       what is to train on                model     the network, training, accuracy
+    pictures    the real digits and pictures       memory    peak memory of a tree of processes
+    events      digits written over tiles          cap       a limit on that memory
+    folder      which HDF5 files there are         job       all of it
+    writing     the step that makes them           report    what is printed
+    command     options
 """

@@ -20,7 +20,7 @@ def parse(text: str) -> int:
     found = _TEXT.fullmatch(text)
     size = 0 if found is None else int(float(found[1]) * (1024 if found[3] else 1000) ** _POWERS[found[2].lower()])
     if size < 1:
-        raise ValueError(f"got {text!r}; write a number above 0 and a unit, as 500MB, 4GB or 1GiB (MB = 10**6 bytes, MiB = 2**20)")
+        raise ValueError(f"got {text!r}; write a number and a unit, as 500MB, 4GB or 1GiB (MB is 10**6 bytes, MiB 2**20)")
     return size
 
 

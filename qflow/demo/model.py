@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterable
 
@@ -48,10 +47,6 @@ class Learner:
         self.network.train()
         return right / total
 
-    def twin(self) -> Learner:
-        """A copy to try things on."""
-        return copy.deepcopy(self)
-
 
 def learner(steps: int, device: torch.device) -> Learner:
     """A fresh learner for so many steps; the same every time on the CPU."""
@@ -65,13 +60,9 @@ def learner(steps: int, device: torch.device) -> Learner:
 
 def _network() -> nn.Sequential:
     return nn.Sequential(
-        *_block(2, 16, nn.Conv2d(2, 16, 5, stride=2, padding=2), pool=True),
-        *_block(16, 32, nn.Conv2d(16, 32, 3, padding=1), pool=False),
-        *_block(32, 48, nn.Conv2d(32, 48, 3, padding=1), pool=True),
+        *(nn.Conv2d(2, 16, 5, stride=2, padding=2), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
+        *(nn.Conv2d(32, 48, 3, padding=1), nn.BatchNorm2d(48), nn.ReLU(), nn.MaxPool2d(2)),
         nn.Flatten(),
         nn.Linear(48 * 4 * 4, 10),
     )
-
-
-def _block(before: int, after: int, convolution: nn.Module, *, pool: bool) -> list[nn.Module]:
-    return [convolution, nn.BatchNorm2d(after), nn.ReLU(), *([nn.MaxPool2d(2)] if pool else [])]

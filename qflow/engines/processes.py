@@ -94,7 +94,7 @@ class Warm:
             if keep:
                 self._resting = crew
         if not keep:
-            crew.close(linger=threading.current_thread() is not threading.main_thread() and not self._closed)
+            crew.close(linger=threading.get_ident() != threading.main_thread().ident and not self._closed)
 
     @contextlib.contextmanager
     def stopping(self) -> Iterator[None]:
@@ -355,6 +355,7 @@ class Session:
     def _leave(self, usable: bool) -> None:
         self._stats = self.stats()
         self.over = True
+        del self._cursor
         self.warm.sessions.discard(self)
         self.warm.give(self.crew, usable=usable)
 

@@ -98,7 +98,7 @@ def _why_not(error: OSError) -> str:
     return f"No complete HDF5 file: truncated, still being written, or of another format. HDF5 says: {error}"
 
 
-def columns(file: h5py.File, keys: tuple[str, ...]) -> dict[str, h5py.Dataset]:
+def columns(file: Any, keys: tuple[str, ...]) -> dict[str, Any]:
     """The datasets of these keys, else all with rows at the top of the file; they have the same number of rows.
 
     Raises:
@@ -117,7 +117,7 @@ def columns(file: h5py.File, keys: tuple[str, ...]) -> dict[str, h5py.Dataset]:
     return chosen
 
 
-def _dataset(file: h5py.File, key: str) -> h5py.Dataset:
+def _dataset(file: Any, key: str) -> Any:
     found = file.get(key)
     if not isinstance(found, h5py.Dataset):
         what = "no dataset" if found is None else "a group, no dataset,"
@@ -127,7 +127,7 @@ def _dataset(file: h5py.File, key: str) -> h5py.Dataset:
     return found
 
 
-def _listing(file: h5py.File) -> str:
+def _listing(file: Any) -> str:
     names: list[str] = []
     file.visititems(lambda name, found: names.append(name) if isinstance(found, h5py.Dataset) else None)
     names += [name for name in file if name not in names and isinstance(file.get(name), h5py.Dataset)]

@@ -25,11 +25,6 @@ class Handle(NamedTuple):
     stamp: Stamp
 
 
-# Handles that a fork has copied into this process. They are neither used nor closed: they share their
-# position and their lock with the parent, and closing one would give the parent's lock away.
-_of_the_parent: list[OrderedDict[str, Handle]] = []
-
-
 @final
 class Handles:
     """The open files of one worker, by path; at most ``MOST_OPEN``, the least recently used closed first."""
@@ -41,8 +36,7 @@ class Handles:
 
     def open(self, path: str) -> Handle:
         """The file, opened if it isn't or if it was written again."""
-        if self._process != os.getpid():
-            _of_the_parent.append(self._open)
+        if self._process != os.getpid():  # a fork: these share their position in the file with the parent's
             self._open, self._process = OrderedDict(), os.getpid()
         now = stamp(path)
         handle = self._open.pop(path, None)

@@ -33,7 +33,7 @@ class read:
         return dict(zip(self._keys, values, strict=True))
 
     def _columns(self, parts: Chunk) -> dict[str, Any]:
-        if len(parts) == 1:
+        if len(parts) == 1:  # a slice has 4 us to begin with, a direct read 48 us (h5py 3.16)
             return {key: _slice(dataset, parts[0]) for key, dataset in self._open(parts[0]).columns.items()}
         total, at = sum(stop - start for _, start, stop in parts), 0
         columns: dict[str, Any] = {}

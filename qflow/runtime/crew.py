@@ -54,6 +54,7 @@ class Crew:
         self._resting: set[int] = set()
         self.modules: Any = ()
         self.broken = False
+        self._ending: Callable[[], BaseException] | None = None
         self._fds = contextlib.ExitStack()
         try:
             self._build(plan)
@@ -195,24 +196,34 @@ class Crew:
             self._poll.register(fd, select.POLLIN)
 
     def wait(self, timeout: float | None) -> None:
-        """Sleep until the consumer's bell rings, or a worker prints, rests, fails or dies; raises what that means."""
+        """Sleep until the consumer's bell rings, or a worker prints, rests, fails or dies.
+
+        What a failure or death means is raised by the next call: first the consumer takes what is there.
+        """
+        if self._ending is not None:
+            raise self._ending()
         for fd, _ in self._poll.poll(None if timeout is None else max(0, timeout * 1000)):
             if fd == self.bells[self.consumer]:
                 os.eventfd_read(fd)
             elif fd in self._watched:
                 self._watched[fd]()
 
+    def _unwatch(self, fd: int) -> None:
+        if self._watched.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
     def _report(self, number: int) -> None:
         message = receive_message(self.members[number].control)
+        self._unwatch(self.members[number].control.fileno())
         if message is None:
-            self._died(number)
+            return self._died(number)
         self._resting.add(number)
-        self._poll.unregister(self.members[number].control)
         word, content = message
         if word == "failed":
             self.broken = True
-            raise content.error()
-        self.kept.update(content)
+            self._ending = content.error
+        else:
+            self.kept.update(content)
 
     def rest(self, timeout: float) -> bool:
         """Wait until every worker rests -> whether they do."""
@@ -234,9 +245,13 @@ class Crew:
     # ---- endings
 
     def _died(self, number: int) -> None:
-        """Raise WorkerDied for a member, with the item it worked on."""
         self.broken = True
-        member = self.members[number]
+        self._unwatch(self.members[number].pidfd)
+        if self._ending is None:
+            self._ending = partial(self._death, self.members[number])
+
+    def _death(self, member: Member) -> WorkerDied:
+        """The error for a dead member, with the item it worked on."""
         select.select([member.pidfd], [], [], 2)
         how = self._how(member)
         self.flush()
@@ -244,7 +259,7 @@ class Crew:
         with contextlib.suppress(Exception):
             index, item = self._item_of(member)
         error = WorkerDied(f"A worker {how} " + place(step, index, item, member.pid))
-        raise annotate(error, step, index, item, member.pid)
+        return annotate(error, step, index, item, member.pid)
 
     def _how(self, member: Member) -> str:
         try:
@@ -296,6 +311,11 @@ class Crew:
             forwarder.close()
         self.forwarders = []
         self._fds.close()
+        self._watched, self._ending = {}, None
+        self._poll = select.poll()
+        vars(self).pop("board", None)  # the memory goes with the last view on it, not with the last run object
+        vars(self).pop("first_cells", None)
+        vars(self).pop("last_cells", None)
         held, self.nursery = self.nursery, None
         if held is not None:
             nursery.release(held, linger=linger)

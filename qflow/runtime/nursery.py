@@ -50,7 +50,11 @@ class Nursery:
         signals = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # until it ignores them
         try:
             self._process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env={**ONE_THREAD, **os.environ}
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**ONE_THREAD, **os.environ},
+                process_group=0,  # a kernel signals and waits for its whole group at its end; ours ends by the lifeline
             )
         except OSError as error:
             ours.close()

@@ -35,6 +35,7 @@ from typing import Any, NamedTuple
 
 from qflow.errors import StepError, blame
 from qflow.graph.flow import Each
+from qflow.graph.markers import CLOSE
 from qflow.graph.plan import Group
 from qflow.runtime import output
 from qflow.runtime.board import DATA, END, ERROR, VIEWS, Board, Shape, words_needed
@@ -276,7 +277,7 @@ class Desk:
             self._value, self._path = NO_ITEM, path_of(self.inputs, claim.cell)
             self._parcels = iter([self._failed(error)])
             return
-        self.counts[1] += 1
+        self.counts[1] += self._value is not CLOSE
         self._results = run_each(self.group.operators, self._value, self._path)  # type: ignore[arg-type]
 
     def _passed_on(self, cell: int) -> Parcel:
@@ -311,7 +312,7 @@ class Desk:
         except Exception as error:
             self._parcels = iter(())
             return self._failed(error)
-        self.counts[2] += 1
+        self.counts[2] += value is not CLOSE
         return Parcel(DATA | END if last else DATA, encoded.nbytes, encoded)
 
     def _failed(self, error: BaseException) -> Parcel:
@@ -372,7 +373,7 @@ class Desk:
                 if viewing:
                     self._kept.add(claim.cell)
                 self.drive(cursor.taker.free(claim.cell, claim.place, viewing))
-                self.counts[1] += 1
+                self.counts[1] += value is not CLOSE
                 waited += time.perf_counter_ns() - begun
                 yield value
                 del value
