@@ -41,7 +41,9 @@ def there_and_back(value, *, read_only=False, views=False):
     return decode(cells, 1, read_only=read_only, views=views)[0]
 
 
-@given(npst.arrays(npst.scalar_dtypes() | npst.nested_dtypes(), npst.array_shapes(min_dims=0, min_side=0, max_side=5)), st.booleans())
+@given(
+    npst.arrays(npst.scalar_dtypes() | npst.nested_dtypes(), npst.array_shapes(min_dims=0, min_side=0, max_side=5)), st.booleans()
+)
 def test_an_array_comes_back_as_it_was(array, read_only):
     back = there_and_back(array, read_only=read_only)
     assert type(back) is np.ndarray
@@ -91,7 +93,23 @@ def test_containers_come_back_with_their_aliases():
     assert (back["p"], back["s"], back["e"].energy) == (value["p"], value["s"], 1.5)
 
 
-@pytest.mark.parametrize("value", [None, NotImplemented, ..., qf.SKIP, Exception, (0, None), [], "", b"", 2**100, np.float32(1), np.ma.masked_array([1, 2], [0, 1])])
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        NotImplemented,
+        ...,
+        qf.SKIP,
+        Exception,
+        (0, None),
+        [],
+        "",
+        b"",
+        2**100,
+        np.float32(1),
+        np.ma.masked_array([1, 2], [0, 1]),
+    ],
+)
 def test_odd_values_come_back(value):
     back = there_and_back(value)
     assert type(back) is type(value)

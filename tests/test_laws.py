@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from plain_steps import add, drop, even, flip, pair, several, total
 
 import qflow as qf

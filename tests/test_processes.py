@@ -272,7 +272,9 @@ def test_a_dead_worker_is_an_error_that_names_the_item(die, how, mark):
     assert list(pipe([1, 2])) == [1, 2]
 
 
-@pytest.mark.parametrize("point", ["holding", "jotted", "claimed", "passed", "filled", "tagged", "written", "committed", "released"])
+@pytest.mark.parametrize(
+    "point", ["holding", "jotted", "claimed", "passed", "filled", "tagged", "written", "committed", "released"]
+)
 def test_a_worker_that_dies_at_any_point_of_the_protocol_ends_the_run_soon(point, monkeypatch):
     monkeypatch.setenv("QFLOW_FAILPOINTS", f"{point}=kill@3")
     pipe = qf.process(n=2)(lambda x: x) | qf.process(n=2)(lambda x: x)

@@ -19,21 +19,22 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
+from types import ModuleType
 from typing import Any, final
 
 import cloudpickle
 
-from qflow.errors import GraphError, InternalError, StepError, TransportError, describe
+from qflow.errors import GraphError, InternalError, TransportError, describe
 from qflow.graph.flow import Each, Flow
 from qflow.graph.function import Function
 from qflow.graph.plan import Group, Plan
 from qflow.graph.run import Engine, Run, StepStats
 from qflow.graph.source import use
-from qflow.runtime.board import DATA, END, ERROR, VIEWS
+from qflow.runtime.board import DATA, ERROR, VIEWS
 from qflow.runtime.codec import captured, decode, encode, sendable
 from qflow.runtime.crew import Crew, key_of
 from qflow.runtime.failure import NO_ITEM, failure_of
-from qflow.runtime.turn import Cancelled, Claim, Cursor, Loose, Parcel, feed
+from qflow.runtime.turn import Cancelled, Cursor, Loose, Parcel, feed
 from qflow.runtime.worker import run_each
 
 
@@ -80,7 +81,7 @@ class Warm:
         if crew is not None and (crew.key, crew.modules) == key and _alive(crew):
             return crew
         try:
-            made = Crew(plan, ordered)  # before the old one goes, so that the nursery stays
+            made = Crew(plan, ordered, installed(plan))  # before the old one goes, so that the nursery stays
         finally:
             if crew is not None:
                 crew.close()
@@ -188,7 +189,8 @@ def _unpicklable(group: Group, error: Exception) -> GraphError:
         for name, value in carried:
             if not sendable(value):
                 return GraphError(
-                    f"Step {operator.name!r} can't be sent to a worker: it captures `{name}`, {describe(value)} ({type(error).__name__}: {error}). "
+                    f"Step {operator.name!r} can't be sent to a worker: it captures `{name}`, {describe(value)} "
+                    f"({type(error).__name__}: {error}). "
                     "Open or make it inside the function, or in the constructor of a class whose instances are the step."
                 )
         return GraphError(f"Step {operator.name!r} can't be sent to a worker ({type(error).__name__}: {error}).")
@@ -198,15 +200,45 @@ def _unpicklable(group: Group, error: Exception) -> GraphError:
 def _modules(plan: Plan) -> tuple[tuple[str, int], ...]:
     """The files that imported steps come from, with their times: when one is changed, new workers read it anew."""
     files = set()
+    for call in _calls(plan):
+        module = sys.modules.get(getattr(call, "__module__", None) or "")
+        name = getattr(module, "__file__", None)
+        if name and getattr(module, "__name__", "") != "__main__":
+            with contextlib.suppress(OSError):
+                files.add((name, os.stat(name).st_mtime_ns))
+    return tuple(sorted(files))
+
+
+def _calls(plan: Plan) -> Iterator[Any]:
+    """The user's functions and classes in a plan."""
     for group in plan.groups:
         for operator in group.operators:
-            call = getattr(getattr(operator, "function", None), "call", None)
-            module = sys.modules.get(getattr(call, "__module__", None) or "")
-            name = getattr(module, "__file__", None)
-            if name and getattr(module, "__name__", "") != "__main__":
-                with contextlib.suppress(OSError):
-                    files.add((name, os.stat(name).st_mtime_ns))
-    return tuple(sorted(files))
+            function = getattr(operator, "function", None)
+            if isinstance(function, Function):
+                yield function.call
+
+
+def installed(plan: Plan) -> list[str]:
+    """Installed packages that the steps name, so that the nursery loads them once for all workers.
+
+    Not the user's own modules, which may change, and not MPI, which only ranks must load.
+    """
+    found = set()
+    for value in (value for call in _calls(plan) for value in _named(call)):
+        name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        module = sys.modules.get(name) if isinstance(name, str) else None
+        if "-packages" in (getattr(module, "__file__", None) or "") and not str(name).startswith(("mpi4py", "qflow")):
+            found.add(str(name))
+    return sorted(found)
+
+
+def _named(call: Any) -> Iterator[Any]:
+    """What a function needs: itself, what it carries, and all that its module has when a worker imports it."""
+    yield from (call, type(getattr(call, "__self__", None)))
+    yield from (value for _, value in captured(call))
+    module = getattr(call, "__module__", None)
+    if module in sys.modules and module != "__main__":
+        yield from list(vars(sys.modules[module]).values())
 
 
 # ---- a run
@@ -350,7 +382,8 @@ class Session:
         for number, edge in enumerate(self.crew.board.edges):
             if edge.total[0] - 1 != edge.taken[0]:
                 names = ["source", *self.crew.names, "consumer"]
-                raise InternalError(f"Accounts do not balance between {names[number]} and {names[number + 1]}: {edge.total[0] - 1} sent, {edge.taken[0]} received.")
+                between = f"{names[number]} and {names[number + 1]}: {edge.total[0] - 1} sent, {edge.taken[0]} received"
+                raise InternalError(f"Accounts do not balance between {between}.")
 
     def _leave(self, usable: bool) -> None:
         self._stats = self.stats()
@@ -426,4 +459,3 @@ class ProcessRun(Run[Any]):
 
 
 engine = Processes()
-_ = END, Claim, StepError

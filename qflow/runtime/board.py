@@ -31,6 +31,8 @@ KEPT = 1 << 63
 POISON = (1 << 64) - 1
 
 SMALL_ITEMS = 64  # of an unwritten queue at most, together below plan.SMALL bytes
+MOST_WAITING = 4096  # cells of a channel for waiting items; a larger queue holds no more than these
+MOST_DEPTH = 64  # entries of a lane that are not yet taken
 VIEWS = 3  # cells of one producer that one taker may keep views on; beyond, values are copies
 
 Words = MutableSequence[int]
@@ -64,9 +66,14 @@ class EdgeShape:
         return max(self.base) + self.extra + VIEWS * self.takers
 
     @property
+    def all_cells(self) -> int:
+        """Cells of all producers together."""
+        return self.producers * self.cells
+
+    @property
     def depth(self) -> int:
-        """Entries of a lane: one for each cell of its producer, and a bare end."""
-        return self.cells + 2
+        """Entries of a lane that may lie there untaken."""
+        return min(self.cells + 2, MOST_DEPTH)
 
 
 def edge_shape(bound: int | None, producers: int, takers: int, *, ordered: bool) -> EdgeShape:
@@ -75,10 +82,10 @@ def edge_shape(bound: int | None, producers: int, takers: int, *, ordered: bool)
     Claims are limited by the window, so that a step which gives one result an item never has more than
     ``bound`` of them waiting beside one in each producer's hands. Unordered, the window is wider.
     """
-    waiting = 1 if bound is None else bound
+    waiting = 1 if bound is None else min(bound, MOST_WAITING)
     cells = waiting + takers
     base = tuple(max(1, cells // producers + (a < cells % producers)) for a in range(producers))
-    window = producers + (SMALL_ITEMS if bound is None else bound)
+    window = producers + (SMALL_ITEMS if bound is None else waiting)
     window = window if ordered else max(window, SMALL_ITEMS + producers)
     if bound is not None:
         return EdgeShape(producers, takers, window, base, 0, 0)
@@ -133,7 +140,8 @@ class Edge:
 class Board:
     """All words of a run, cut out of one row of them; `words_needed` says how long it must be.
 
-    ``job`` of a worker: 0 the item it claimed + 1, 1 the entry's place, 2 the place after it, 3 the entry, 4 the item it finished + 1.
+    ``job`` of a worker: 0 the item it claimed + 1, 1 the entry's place, 2 the place after it, 3 the entry,
+    4 the item it finished + 1.
     ``counts``: 0 nanoseconds in the step's code, 1 values taken, 2 results given.
     """
 
@@ -143,7 +151,7 @@ class Board:
         self.shape, self._words, self._at = shape, words, 0
         self.cancelled: Words = self._cut(1)
         self.edges = [Edge(edge, first, self._cut) for edge, first in zip(shape.edges, shape.first, strict=False)]
-        self.hand = [self._cut(self.HAND) for _ in range(shape.participants)]
+        self.hand: list[Any] = [self._cut(self.HAND) for _ in range(shape.participants)]
         self.job = [self._cut(self.JOB) for _ in range(shape.participants)]
         self.counts = [self._cut(self.COUNTS) for _ in range(shape.participants)]
 

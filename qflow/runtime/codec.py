@@ -19,7 +19,7 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import cloudpickle
 import numpy as np
@@ -97,7 +97,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return NotImplemented
         order = "F" if value.flags.f_contiguous and not value.flags.c_contiguous else "C"
         flat = value.T if order == "F" else np.ascontiguousarray(value)
-        self.buffers.append(memoryview(flat.reshape(-1).view(np.uint8) if flat.size else b"").cast("B"))
+        raw: Any = flat.reshape(-1).view(np.uint8) if flat.size else b""
+        self.buffers.append(memoryview(raw).cast("B"))
         read_only = not value.flags.writeable and not _ours(value)
         return _array, (len(self.buffers) - 1, _dtype(value.dtype), value.shape, order, read_only)
 
@@ -138,7 +139,7 @@ _rebuilding = _Rebuilding()
 
 
 def _array(number: int, dtype: Any, shape: tuple[int, ...], order: str, read_only: bool) -> Any:
-    array: np.ndarray[Any, Any] = np.ndarray(shape, dtype, _rebuilding.buffers[number], order=order)  # type: ignore[call-overload]
+    array: np.ndarray[Any, Any] = np.ndarray(shape, dtype, _rebuilding.buffers[number], order=order)  # type: ignore[arg-type]
     if read_only or _rebuilding.read_only:
         array.flags.writeable = False
     return array
@@ -188,7 +189,7 @@ def decode(cells: Cells, cell: int, *, read_only: bool, views: bool) -> tuple[An
     region = cells.region(cell)
     head = Head(region)
     large = views and any(end - start >= LARGE for start, end in head.buffers)
-    owner = None
+    owner: Any = None
     if large:  # one lease for the cell, which all views of the item hold
         start, end = head.buffers[0][0], head.buffers[-1][1]
         owner = cells.noted(cells.lease(cell, start, end), cell)
@@ -197,8 +198,10 @@ def decode(cells: Cells, cell: int, *, read_only: bool, views: bool) -> tuple[An
         if owner is not None and last - first >= LARGE:
             buffers.append(memoryview(owner)[first - start : last - start])
         else:
-            copy = bytearray(region[first:last])
-            buffers.append(memoryview(Lease((len(copy),), np.uint8, copy)) if read_only and copy else copy)
+            copy: Any = bytearray(region[first:last])
+            if read_only and copy:
+                copy = memoryview(cast(Any, Lease((len(copy),), np.uint8, copy)))
+            buffers.append(copy)
     try:
         _rebuilding.buffers, _rebuilding.read_only = buffers, read_only
         value = pickle.loads(region[head.pickled[0] : head.pickled[1]])

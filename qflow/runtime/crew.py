@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from qflow.errors import QFlowError, ResourceError, WorkerDied, annotate, descri
 from qflow.graph.plan import Plan
 from qflow.runtime import nursery, output
 from qflow.runtime.board import KEPT, POISON, Board, shape_of, words_needed
-from qflow.runtime.codec import decode, path_of
+from qflow.runtime.codec import decode
 from qflow.runtime.memory import Cells, anonymous, stride_for, words_of
 from qflow.runtime.worker import CURSOR, Berth, Start, receive_message, send_message
 
@@ -44,7 +44,7 @@ class Member(NamedTuple):
 class Crew:
     """Workers, channels and bells for one plan."""
 
-    def __init__(self, plan: Plan, ordered: bool) -> None:
+    def __init__(self, plan: Plan, ordered: bool, preload: Sequence[str] = ()) -> None:
         self.key = key_of(plan, ordered)
         self.plan = plan
         self.shape = shape_of(plan, ordered=ordered)
@@ -57,7 +57,7 @@ class Crew:
         self._ending: Callable[[], BaseException] | None = None
         self._fds = contextlib.ExitStack()
         try:
-            self._build(plan)
+            self._build(plan, preload)
         except OSError as error:
             self.close()
             raise ResourceError(f"The workers could not be started: {error}") from error
@@ -67,13 +67,17 @@ class Crew:
 
     # ---- making
 
-    def _build(self, plan: Plan) -> None:
+    def _build(self, plan: Plan, preload: Sequence[str]) -> None:
         shape = self.shape
-        counts = [edge.producers * edge.cells for edge in shape.edges]
+        counts = [edge.all_cells for edge in shape.edges]
         strides = tuple(stride_for(count * len(counts)) for count in counts)
         words = self._own(anonymous("words", 8 * words_needed(shape)))
-        edges = [self._own(anonymous(f"edge-{e}", count * stride)) for e, (count, stride) in enumerate(zip(counts, strides, strict=True))]
-        self.board = Board(shape, words_of(words, words_needed(shape)))
+        edges = [
+            self._own(anonymous(f"edge-{e}", count * stride))
+            for e, (count, stride) in enumerate(zip(counts, strides, strict=True))
+        ]
+        self._words = words_of(words, words_needed(shape))
+        self.board = Board(shape, self._words)
         self.first_cells = Cells(edges[0], counts[0], strides[0])
         self.last_cells = Cells(edges[-1], counts[-1], strides[-1]) if len(edges) > 1 else self.first_cells
         self._strides, self._counts, self._edge_fds = strides, counts, edges
@@ -85,9 +89,15 @@ class Crew:
         processes = tuple(self._processes(plan))
         pairs = [socket.socketpair() for _ in processes]
         try:
-            fds = [words, *edges, *self.bells, *(fd for pair in self.cursors for fd in pair), *written, *(theirs.fileno() for _, theirs in pairs)]
-            at = {fd: number for number, fd in enumerate(fds)}
-            twos = lambda flat: tuple(zip(flat[::2], flat[1::2], strict=True))
+            fds = [
+                words,
+                *edges,
+                *self.bells,
+                *(fd for pair in self.cursors for fd in pair),
+                *written,
+                *(theirs.fileno() for _, theirs in pairs),
+            ]
+            at = {fd: number for number, fd in enumerate(fds)}  # the nursery hands on what lies where, not what it is called here
             berth = Berth(
                 shape,
                 strides,
@@ -97,11 +107,11 @@ class Crew:
                 tuple(at[fd] for fd in edges),
                 tuple(at[fd] for fd in self.bells),
                 tuple((at[r], at[w]) for r, w in self.cursors),
-                twos([at[fd] for fd in written]),
+                tuple((at[out], at[err]) for (_, out), (_, err) in outputs),
                 tuple(at[theirs.fileno()] for _, theirs in pairs),
             )
             self.nursery = nursery.acquire() if processes else None
-            made = self.nursery.fork(fds, len(processes), pickle.dumps(berth)) if self.nursery else []
+            made = self.nursery.fork(fds, len(processes), pickle.dumps(berth), preload) if self.nursery else []
         except BaseException:
             for ours, _ in pairs:
                 ours.close()
@@ -148,24 +158,18 @@ class Crew:
         self._resting.clear()
         self._watch()
         for member in self.members:
-            try:
+            with contextlib.suppress(OSError):  # it has died; the consumer will see that
                 send_message(member.control, surroundings._replace(group=changed[member.group]))
-            except OSError:
-                pass  # it has died; the consumer will see that
 
     def _reset(self) -> None:
         board = self.board
-        for words in (board.cancelled, *board.hand, *board.job, *board.counts):
-            _clear(words)
-        for edge in board.edges:
-            for words in (edge.head, edge.entry, edge.cell, edge.cell_wait, edge.taken, edge.total, edge.taker_wait, edge.lane_wait):
-                _clear(words)
+        _clear(self._words)
         last = len(board.edges) - 1
         returned = self.last_cells.returned
         while returned:
             self.kept.discard((last, returned.popleft()))
-        for edge, cell in self.kept:
-            board.edges[edge].cell[cell] = KEPT
+        for number, cell in self.kept:
+            board.edges[number].cell[cell] = KEPT
         for number, (read, write) in enumerate(self.cursors):
             _drain(read)
             if self.plan.groups[number].n > 1:
@@ -313,6 +317,7 @@ class Crew:
         self._fds.close()
         self._watched, self._ending = {}, None
         self._poll = select.poll()
+        vars(self).pop("_words", None)
         vars(self).pop("board", None)  # the memory goes with the last view on it, not with the last run object
         vars(self).pop("first_cells", None)
         vars(self).pop("last_cells", None)

@@ -43,7 +43,9 @@ def failure_of(error: BaseException, step: str, path: tuple[int, ...] | None, it
     """The failure for an exception that user code or the codec has raised."""
     where = blamed(error)
     if isinstance(error, ValueError) and "read-only" in str(error):
-        error.add_note("qflow: a worker's input arrays are read-only; work on `x.copy()`, or write `y = x * 2` in place of `x *= 2`.")
+        error.add_note(
+            "qflow: a worker's input arrays are read-only; work on `x.copy()`, or write `y = x * 2` in place of `x *= 2`."
+        )
     step, what = where if where is not None else (step, None if item is NO_ITEM else describe(item))
     trace = ""
     if pid is not None:

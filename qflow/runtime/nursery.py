@@ -34,7 +34,7 @@ LINGER = 0.5  # seconds that it waits for the next pipe before it goes
 _MOST_FDS = 200  # the kernel passes at most 253 descriptors in one message
 _PDEATHSIG = 1
 
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 # ---- in the parent
@@ -67,13 +67,13 @@ class Nursery:
         self._loaded: set[str] = set()
         self._dead = False
 
-    def fork(self, fds: Sequence[int], count: int, common: bytes) -> list[tuple[int, int]]:
-        """Make ``count`` workers that inherit ``fds`` -> their process ids and pidfds."""
+    def fork(self, fds: Sequence[int], count: int, common: bytes, modules: Sequence[str] = ()) -> list[tuple[int, int]]:
+        """Make ``count`` workers that inherit ``fds`` and have ``modules`` loaded -> their process ids and pidfds."""
         with self._lock:
-            for module in PRELOAD:
-                if module in sys.modules and module not in self._loaded:
-                    self._loaded.add(module)
-                    self._ask(("load", module))
+            wanted = [name for name in (*PRELOAD, *modules) if name in sys.modules and name not in self._loaded]
+            if wanted:
+                self._loaded.update(wanted)
+                self._ask(("load", wanted))
             for start in range(0, len(fds), _MOST_FDS):
                 part = list(fds[start : start + _MOST_FDS])
                 self._send(("fds", len(part)), part)
@@ -219,10 +219,11 @@ def serve(fileno: int) -> None:
         if not data:
             os._exit(0)
         match pickle.loads(data):
-            case ("load", module):
-                with contextlib.suppress(Exception):
-                    importlib.import_module(module)
-                _reply(line, ("loaded", module))
+            case ("load", modules):
+                for module in modules:
+                    with contextlib.suppress(Exception):
+                        importlib.import_module(module)
+                _reply(line, ("loaded", modules))
             case ("fds", _):
                 held += fds
                 _reply(line, ("held", len(held)))

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 RECORD = "\x1e"
+FIELDS = ("name", "levelno", "levelname", "pathname", "lineno", "funcName", "created")
 MOST = 3000  # characters of a logged message: a line up to 4096 bytes is written to a pipe at once
 
 
@@ -31,7 +32,12 @@ class ToParent(logging.Handler):
             if record.exc_info:
                 text += "\n" + logging.Formatter().formatException(record.exc_info)
             fields = {"name": record.name, "levelno": record.levelno, "levelname": record.levelname, "msg": text[:MOST]}
-            fields |= {"pathname": record.pathname, "lineno": record.lineno, "funcName": record.funcName, "created": record.created}
+            fields |= {
+                "pathname": record.pathname,
+                "lineno": record.lineno,
+                "funcName": record.funcName,
+                "created": record.created,
+            }
             sys.stderr.write(RECORD + json.dumps(fields) + "\n")
 
 
@@ -58,8 +64,8 @@ def adopt(levels: dict[str, int], filters: list[Any]) -> None:
 def levels() -> dict[str, int]:
     """The levels that are set on this process's loggers."""
     root = logging.getLogger()
-    found = {name: logger.level for name, logger in root.manager.loggerDict.items() if isinstance(logger, logging.Logger) and logger.level}
-    return {**found, "": root.level}
+    loggers = ((name, logger) for name, logger in root.manager.loggerDict.items() if isinstance(logger, logging.Logger))
+    return {**{name: logger.level for name, logger in loggers if logger.level}, "": root.level}
 
 
 class Forwarder:

@@ -35,11 +35,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator
+from itertools import islice
 from typing import Any, NamedTuple
 
 from qflow.runtime.board import DATA, END, ERROR, KEPT, LOW, POISON, SHIFT, Board, Edge, Words
 
 Acting = Generator[Any, Any, Any]
+SWEPT = 256  # cells looked at in one sweep
 ANY = (1 << 44) - 1  # in place of an item: any entry will do
 
 _fence_lock = threading.Lock()
@@ -55,7 +57,7 @@ class Cancelled(BaseException):
 
 
 class Parcel(NamedTuple):
-    """A result ready to be copied into a cell: its kind (DATA or ERROR, with END when it is known to be the last), bytes, content."""
+    """A result ready to be copied into a cell: kind (DATA or ERROR; with END when known to be the last), bytes, content."""
 
     kind: int
     nbytes: int
@@ -121,7 +123,7 @@ class Taker:
                 yield ("ring", (waits & 0xFFFFF) - 1)
 
     def next_entry(self, place: int, save: Callable[[int], None]) -> Acting:
-        """The next entry that holds something, from ``place`` on -> (entry, its place, the place after it), or None at the end."""
+        """The next entry that holds something, from ``place`` on -> (entry, its place, the place after), or None at the end."""
         while True:
             entry = yield from self.look(place)
             if entry is None:
@@ -163,7 +165,9 @@ class Putter:
         self.me = edge.first + producer
         self.base, self.first_cell = edge.shape.base[producer], producer * edge.cells_each
         self._free = list(range(self.first_cell + edge.cells_each - 1, self.first_cell - 1, -1))
-        self._held: dict[int, int] = {}  # cell -> bytes, of cells not known to be free
+        self._held: dict[int, int] = {}  # cell -> bytes, of published cells not known to be free, oldest first
+        self._held_bytes = 0
+        self._kept: set[int] = set()  # of those, the ones on which a taker keeps views
 
     def inherit(self) -> None:
         """Free the cells that a predecessor chose but did not publish; the published ones are held."""
@@ -178,18 +182,19 @@ class Putter:
 
     def _room(self, nbytes: int) -> bool:
         """Whether a result of so many bytes may take a cell now."""
-        edge = self.edge
-        waiting = [(cell, size) for cell, size in self._held.items() if edge.cell[cell] != KEPT]
-        if len(waiting) < self.base:
-            return bool(self._free)
-        small = sum(size for _, size in waiting) + nbytes <= edge.shape.small
-        return small and len(waiting) < self.base + edge.shape.extra and bool(self._free)
+        waiting = len(self._held)
+        small = self._held_bytes + nbytes <= self.edge.shape.small and waiting < self.base + self.edge.shape.extra
+        return bool(self._free) and (waiting < self.base or small)
 
     def _sweep(self) -> None:
-        """Find the cells that the takers have freed."""
+        """Find the cells that the takers have freed, among the oldest."""
         words = self.edge.cell
-        for cell in [cell for cell in self._held if words[cell] == 0]:
-            del self._held[cell]
+        for cell in list(islice(self._held, SWEPT)):
+            if words[cell] in (0, KEPT):
+                self._held_bytes -= self._held.pop(cell)
+                self._kept.add(cell)
+        for cell in [cell for cell in self._kept if words[cell] == 0]:
+            self._kept.discard(cell)
             self._free.append(cell)
 
     def reserve(self, nbytes: int) -> Acting:
@@ -199,7 +204,7 @@ class Putter:
             self._sweep()
             return self._room(nbytes)
 
-        if len(self._held) >= self.base or not self._free:
+        if not self._room(nbytes) or len(self._held) >= self.base:
             yield from until(self.board, ready, self.edge.cell_wait, self.producer, 1)
         return self._free.pop()
 
@@ -216,9 +221,13 @@ class Putter:
         place = edge.head[lane]
         if place >> SHIFT != item or not place & LOW:
             place = item << SHIFT
+        if place & LOW >= edge.depth:  # the entry that lies there now must have been taken: its cell no longer bears its tag
+            old, mine = place - edge.depth + 1, range(self.first_cell, self.first_cell + edge.cells_each)
+            yield from until(self.board, lambda: all(edge.cell[each] != old for each in mine), edge.cell_wait, self.producer, 1)
         if kind & (DATA | ERROR):
             edge.cell[cell] = place + 1
             self._held[cell] = nbytes
+            self._held_bytes += nbytes
             yield "tagged"
         edge.entry[lane * edge.depth + (place & LOW) % edge.depth] = cell << 3 | kind
         yield "written"
@@ -357,7 +366,7 @@ class Cursor:
         self.place = 0
 
     def take(self) -> Acting:
-        """The next entry -> a Claim whose number is its item's, or None at the end. Its lane is given back when the next is taken."""
+        """The next entry -> a Claim whose number is its item's, or None at the end."""
         found = yield from self.taker.next_entry(self.place, self._save)
         if found is None:
             return None

@@ -19,8 +19,8 @@ parent, or the parent's death, ends it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import faulthandler
+import fcntl
 import os
 import pickle
 import signal
@@ -72,7 +72,10 @@ class Berth(NamedTuple):
 
     def moved(self, fds: Sequence[int]) -> Berth:
         """The same with other descriptors: position i becomes ``fds[i]``."""
-        pairs = lambda numbers: tuple((fds[a], fds[b]) for a, b in numbers)
+
+        def pairs(numbers: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+            return tuple((fds[a], fds[b]) for a, b in numbers)
+
         return self._replace(
             words=fds[self.words],
             edges=tuple(fds[e] for e in self.edges),
@@ -206,10 +209,12 @@ class Desk:
         self.name, self.board, self.edge, self.me = berth.names[group], board, group, me
         shapes = berth.shape.edges
         self.inputs = Cells(berth.edges[group], shapes[group].producers * shapes[group].cells, berth.strides[group])
-        self.outputs = Cells(berth.edges[group + 1], shapes[group + 1].producers * shapes[group + 1].cells, berth.strides[group + 1])
+        self.outputs = Cells(
+            berth.edges[group + 1], shapes[group + 1].producers * shapes[group + 1].cells, berth.strides[group + 1]
+        )
         self.bells = berth.bells
         self.cursor_read, self.cursor_write = berth.cursors[group]
-        self.hand = board.hand[me].cast("B")  # type: ignore[attr-defined]
+        self.hand = board.hand[me].cast("B")
         self.counts = board.counts[me]
         self.taker = Taker(board, board.edges[group], me)
         self._kept: set[int] = set()  # input cells on which user code keeps views
@@ -434,13 +439,17 @@ def guarded(operator: Each[Any, Any], value: Any) -> Any:
     try:
         return operator.outputs(value)
     except StopIteration as error:
-        raise blame(StepError(f"step {operator.name!r} raised {error!r}, which would end the loop quietly"), operator.name, value) from error
+        raise blame(
+            StepError(f"step {operator.name!r} raised {error!r}, which would end the loop quietly"), operator.name, value
+        ) from error
     except Exception as error:
-        raise blame(error, operator.name, value)
+        blame(error, operator.name, value)
+        raise
 
 
 def _blaming(operator: Each[Any, Any], value: Any, outputs: Any) -> Iterator[Any]:
     try:
         yield from outputs
     except Exception as error:
-        raise blame(error, operator.name, value)
+        blame(error, operator.name, value)
+        raise
