@@ -309,10 +309,8 @@ def test_endless_sources_and_early_breaks(forever):
 def test_workers_stay_warm_between_runs_and_go_with_the_pipe():
     pipe = qf.Flow(qf.process(n=2)(pid_of))
     with pipe:
-        before = set(pipe(range(50)))
-        assert set(pipe(range(50))) | before == before
-        with contextlib.suppress(ZeroDivisionError):
-            list((1 // x for x in pipe([0])) if False else pipe([1]))
+        before = set().union(*(pipe(range(50)) for _ in range(5)))
+        assert len(before) <= 2
     assert not [pid for pid in before if os.path.exists(f"/proc/{pid}")]
     assert list(qf.Flow(qf.process(abs))([-1])) == [1]
 

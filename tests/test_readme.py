@@ -25,7 +25,7 @@ def test_the_readme_and_ci_install_and_test_alike() -> None:
     assert "pip install -e '.[dev]' && pytest" in README
     assert "-e '.[dev]'" in ci
     assert re.search(r"\bpytest \"\$@\"$", ci, re.MULTILINE)
-    assert "pip install '.[examples]' && qflow demo" in README
+    assert "'.[examples]' && qflow demo" in README
 
 
 def test_the_scripts_of_ci_can_be_run() -> None:

@@ -30,7 +30,7 @@ def show(size: float) -> str:
     >>> show(150_000_000), show(1_230_000_000), show(999)
     ('150MB', '1.23GB', '999B')
     """
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= factor:
             return f"{size / factor:.3g}{unit}" if size < 999.5 * factor else f"{size / factor:.0f}{unit}"
     return f"{size:.0f}B"

@@ -97,17 +97,11 @@ class Warm:
         if not keep:
             crew.close(linger=threading.get_ident() != threading.main_thread().ident and not self._closed)
 
-    @contextlib.contextmanager
-    def stopping(self) -> Iterator[None]:
-        """While a run is being stopped, the next one waits for its crew."""
+    def stopping(self, by: int) -> None:
+        """Count the runs that are being stopped; the next one waits for their crew."""
         with self._changed:
-            self._stopping += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._stopping -= 1
-                self._changed.notify_all()
+            self._stopping += by
+            self._changed.notify_all()
 
     def close(self, *, linger: bool = False) -> None:
         """End the runs and the workers."""
@@ -394,16 +388,29 @@ class Session:
 
     def close(self) -> None:
         """Stop early, and give the crew back."""
-        if self._pid != os.getpid():
-            return
-        with self._closing, self.warm.stopping():
-            if self.over:
-                return
-            self.over = True
-            with self._feeding:  # it touches nothing of the crew from here on
-                pass
-            usable = self.crew.stop()
-            self._leave(usable)
+        if not self.over and self._pid == os.getpid():
+            self.warm.stopping(1)
+            self._close()
+
+    def abandon(self) -> None:
+        """Close from a thread of its own, because this may be any thread at any point."""
+        if not self.over and self._pid == os.getpid():
+            self.warm.stopping(1)
+            try:
+                _thread.start_new_thread(self._close, ())
+            except RuntimeError:  # the interpreter ends, and the workers with it
+                self.warm.stopping(-1)
+
+    def _close(self) -> None:
+        try:
+            with self._closing:
+                if not self.over:
+                    self.over = True
+                    with self._feeding:  # it touches nothing of the crew from here on
+                        pass
+                    self._leave(self.crew.stop())
+        finally:
+            self.warm.stopping(-1)
 
     def stats(self) -> list[StepStats]:
         """Counts of every group so far."""
@@ -453,9 +460,8 @@ class ProcessRun(Run[Any]):
 
     def __del__(self) -> None:
         session = self.__dict__.get("_session")
-        if session is not None and not session.over and session._pid == os.getpid():
-            with contextlib.suppress(RuntimeError):  # not in the middle of a collection: a thread of its own
-                _thread.start_new_thread(session.close, ())
+        if session is not None:
+            session.abandon()
 
 
 engine = Processes()
