@@ -206,6 +206,28 @@ def test_a_failing_source_tells_after_how_many_items():
     assert "in step 'source', item 2" in error.__notes__[0]
 
 
+@pytest.mark.parametrize("error", [SystemExit(2), GeneratorExit(), KeyboardInterrupt()])
+def test_nothing_a_source_raises_ends_the_loop_quietly(error):
+    def source():
+        yield 1
+        raise error
+
+    values, raised = delivered(qf.Flow(qf.process(lambda x: x)), source())
+    assert values == [1]
+    assert isinstance(raised, qf.StepError)
+
+
+def test_an_item_larger_than_a_cell_is_an_error_and_not_a_hang(monkeypatch):
+    monkeypatch.setattr("qflow.runtime.memory.MOST_SPACE", 1 << 24)
+    pipe = qf.Flow(qf.process(lambda n: bytes(n)))
+    with pipe:
+        _, error = delivered(pipe, [10_000_000])
+        assert isinstance(error, qf.TransportError)
+        _, error = delivered(pipe, [b"x" * 10_000_000])
+        assert isinstance(error, qf.TransportError)
+        assert [len(value) for value in pipe([5])] == [5]
+
+
 def test_a_source_item_that_cannot_be_sent_fails_in_its_turn():
     values, error = delivered(qf.Flow(qf.process(lambda x: x)), [1, [threading.Lock()]])
     assert values == [1]

@@ -70,7 +70,7 @@ def layout(folder: Path, size: int) -> Layout:
     >>> [part.path.name for part in plan.parts]
     ['train-200MB-0.h5', 'train-200MB-1.h5', 'train-200MB-2.h5', 'train-200MB-3.h5', 'heldout-200MB-0.h5']
     >>> events(plan.train), events(plan.heldout)
-    (10661, 1522)
+    (6324, 903)
     """
     total = size // EVENT_BYTES
     heldout = min(total // 8, MOST_HELD_OUT)

@@ -286,25 +286,29 @@ class Session:
                     outcome = next(parcels, None)
         except (StopIteration, Cancelled):
             pass
-        except OSError:
+        except BaseException as error:
             if not self.over:
-                raise
+                crew.fail(error)
 
     def _parcels(self, values: Iterator[Any]) -> Iterator[Parcel]:
         """The source's items through the feed's operators, encoded; a failure is the last."""
-        number, step, item = 0, "source", NO_ITEM
+        number, step, item, handing = 0, "source", NO_ITEM, False
         operators: tuple[Each[Any, Any], ...] = self.plan.feed  # type: ignore[assignment]
         try:
             for value in values:
                 item = value
                 for path, result, _ in run_each(operators, value, (number,)):
                     encoded = encode(result, path)
+                    handing = True
                     yield Parcel(DATA, encoded.nbytes, encoded)
+                    handing = False
                     del result, encoded
                 number += 1
                 del value
                 item = NO_ITEM
-        except Exception as error:
+        except BaseException as error:  # whatever it is, the consumer must hear of it
+            if handing:  # not the source's: the run is over, and this generator is closed
+                raise
             if isinstance(error, TransportError):
                 error = TransportError(str(error).replace("An item can't", "An item of the source can't"))
             failure = failure_of(error, step, (number,), item, None)
@@ -408,7 +412,11 @@ class Session:
                     self.over = True
                     with self._feeding:  # it touches nothing of the crew from here on
                         pass
-                    self._leave(self.crew.stop())
+                    usable = False
+                    try:
+                        usable = self.crew.stop()
+                    finally:  # a second Ctrl-C ends the workers at once
+                        self._leave(usable)
         finally:
             self.warm.stopping(-1)
 

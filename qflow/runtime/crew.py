@@ -178,6 +178,11 @@ class Crew:
     def ring(self, who: int) -> None:
         os.eventfd_write(self.bells[who], 1)
 
+    def fail(self, error: BaseException) -> None:
+        """Let the consumer raise an error once it has taken what is there."""
+        self._ending = lambda: error
+        self.ring(self.consumer)
+
     def cancel(self) -> None:
         """Let everybody go to rest."""
         self.board.cancelled[0] = 1
