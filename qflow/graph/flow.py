@@ -24,6 +24,7 @@ from qflow.graph.source import check_source, is_source
 
 if TYPE_CHECKING:
     from qflow.graph.plan import Plan
+    from qflow.graph.rebatch import Rebatch
     from qflow.graph.regroup import Pack, Repack, Unpack
     from qflow.graph.run import Engine, Run
 

@@ -134,12 +134,15 @@ class Step(Each[A, B], Generic[A, B, P, R]):
         plain = resolve_name(getattr(call, "__module__", None), getattr(call, "__qualname__", None)) is call
         if plain or getattr(call, "__name__", "") == "<lambda>" or not hasattr(call, "__qualname__"):
             text = f"qf.{self.word}{_options(self.n, self._name)}({function_text(self.function)})"
+            text += self._built_with(origin)
         else:
-            text = callable_text(call)
-            text += f"({_call_text(self.function.init)})" if self.function.init != origin.function.init else ""
+            text = callable_text(call) + self._built_with(origin)
             if (self.n, self._name) != (origin.n, origin._name):
                 text += f".using{_options(self.n, self._name)}"
         return text + (f".bind({arguments_text(self.function.bound)})" if self.function.bound != origin.function.bound else "")
+
+    def _built_with(self, origin: Step[Any, Any, Any, Any]) -> str:
+        return f"({_call_text(self.function.init)})" if self.function.init != origin.function.init else ""
 
 
 def _options(n: int | None, name: str | None) -> str:
