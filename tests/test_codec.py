@@ -16,7 +16,8 @@ from hypothesis.extra import numpy as npst
 
 import qflow as qf
 from qflow.runtime.codec import LARGE, decode, encode, path_of
-from qflow.runtime.memory import Cells, anonymous
+from qflow.runtime.board import EdgeShape
+from qflow.runtime.memory import Cells, anonymous, bytes_needed, mapped
 
 Pair = namedtuple("Pair", "a b")
 
@@ -28,8 +29,10 @@ class Event:
 
 
 def four_cells():
-    fd = anonymous("test", 4 << 20)
-    made = Cells(fd, 4, 1 << 20)
+    shape = EdgeShape(producers=1, takers=0, window=1, base=(4,), extra=0, small=0)
+    size = bytes_needed(shape, 1 << 20)
+    fd = anonymous("test", size)
+    made = Cells(shape, 1 << 20, mapped(fd, size))
     os.close(fd)
     return made
 
@@ -153,7 +156,7 @@ def test_a_small_array_is_a_copy():
 def test_an_item_larger_than_a_cell_is_refused_with_its_size():
     cells = four_cells()
     with pytest.raises(qf.TransportError, match="larger than a cell"):
-        encode(np.zeros(1 << 20)).fill(cells.region(0))
+        encode(np.zeros(1 << 20), most=cells.stride)
 
 
 def test_what_cannot_be_sent_is_named_by_its_place():

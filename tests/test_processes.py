@@ -331,7 +331,7 @@ def test_endless_sources_and_early_breaks(forever):
 def test_workers_stay_warm_between_runs_and_go_with_the_pipe():
     pipe = qf.Flow(qf.process(n=2)(pid_of))
     with pipe:
-        before = set().union(*(pipe(range(50)) for _ in range(5)))
+        before = {pid for _ in range(5) for pid in pipe(range(50))}
         assert len(before) <= 2
     assert not [pid for pid in before if os.path.exists(f"/proc/{pid}")]
     assert list(qf.Flow(qf.process(abs))([-1])) == [1]
@@ -464,6 +464,128 @@ def test_kept_values_never_change_and_keeping_them_never_stalls():
     assert all((a == a[0]).all() for a in kept)
     kept[0][:] = -1
     assert float(kept[1][0]) == 2.0
+
+
+def test_values_kept_from_an_earlier_run_never_change():
+    class Keeping:
+        def __init__(self):
+            self.kept = []
+
+        def __call__(self, x):
+            self.kept.append(x)
+            return x + 1, [float(k[0]) for k in self.kept]
+
+    pipe = qf.Flow(qf.process(Keeping))
+    with pipe:
+        kept = []
+        for epoch in range(4):
+            source = [np.full(50_000, 1000.0 * epoch + i) for i in range(5)]
+            kept += [value for value, _ in pipe(source)]
+            next(iter(pipe(source)))  # a run cut short
+        *_, (_, seen) = pipe([np.zeros(50_000)])
+    assert [float(a[0]) for a in kept] == [1000.0 * epoch + i + 1 for epoch in range(4) for i in range(5)]
+    assert seen[:5] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert sorted(seen)[-1] == 3004.0
+
+
+def test_many_short_runs_that_keep_a_value_each():
+    pipe = qf.Flow(qf.process(n=2)(lambda x: x + 1))
+    with pipe:
+        kept = [next(iter(pipe([np.full(50_000, float(i))] * 3))) for i in range(30)]
+    assert [float(a[-1]) for a in kept] == [i + 1.0 for i in range(30)]
+
+
+def test_closing_from_another_thread_ends_the_loop():
+    pipe = qf.Flow(qf.process(lambda x: time.sleep(0.01)))
+    run = pipe(itertools.count())
+    threading.Timer(0.5, run.close).start()
+    with pipe, pytest.raises(qf.GraphError, match="closed"):
+        for _ in run:
+            pass
+    assert list(pipe([1])) == [None]
+
+
+def test_a_stream_that_ends_before_its_input(engine):
+    from qflow.graph.flow import Stream
+
+    class First(Stream):
+        name = "first"
+
+        def transform(self, values):
+            yield from itertools.islice(values, 3)
+
+    assert list((qf.process(n=2)(abs) | First() | qf.process(abs))(range(1000), engine=engine)) == [0, 1, 2]
+
+
+def test_a_program_that_a_step_starts_can_be_terminated():
+    def step(x):
+        with subprocess.Popen(["sleep", "20"]) as program:
+            program.terminate()
+            return program.wait(5)
+
+    assert list(qf.run(qf.process(step), [1])) == [-signal.SIGTERM]
+
+
+def test_a_program_with_many_open_files_can_run_and_close():
+    done = script(
+        """
+        import os
+        import qflow as qf
+        files = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+        print(list(qf.run(qf.process(n=2)(abs), [-1])))
+        """
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[1]\n", "")
+
+
+def test_too_few_descriptors_are_an_error_that_leaves_nothing():
+    done = script(
+        """
+        import os, resource
+        import qflow as qf
+        resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            try:
+                list(qf.run(qf.process(n=30)(abs), [-1]))
+            except qf.ResourceError as error:
+                print(len(os.listdir("/proc/self/fd")) - before)
+        print(list(qf.run(qf.process(n=2)(abs), [-1])))
+        """
+    )
+    assert (done.returncode, done.stdout) == (0, "0\n0\n0\n[1]\n")
+
+
+def test_an_interrupted_start_does_not_spoil_the_next():
+    done = script(
+        """
+        import os, random, signal, threading, time
+        import qflow as qf
+        rng = random.Random(1)
+        pipe = qf.process(n=2)(abs) | qf.queue(2)
+        list(pipe(range(3)))
+        before = len(os.listdir("/proc/self/fd"))
+        deadline = time.monotonic() + 6
+        failures = 0
+        while time.monotonic() < deadline:
+            timer = threading.Timer(rng.uniform(0, 0.02), os.kill, (os.getpid(), signal.SIGINT))
+            try:
+                timer.start()
+                fresh = qf.Flow(qf.process(n=2)(abs))
+                assert list(fresh(range(3))) == [0, 1, 2]
+                timer.join()
+                time.sleep(0.001)
+            except KeyboardInterrupt:
+                pass
+            except qf.QFlowError as error:
+                failures += 1
+        time.sleep(1)
+        assert list(pipe(range(3))) == [0, 1, 2]
+        pipe.close()
+        print(failures < 5)
+        """
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
 def test_a_step_that_keeps_its_inputs_does_not_stall_and_sees_them_unchanged():

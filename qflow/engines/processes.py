@@ -17,6 +17,8 @@ import io
 import os
 import sys
 import threading
+import time
+import traceback
 import weakref
 from collections.abc import Iterable, Iterator
 from types import ModuleType
@@ -247,11 +249,11 @@ class Session:
         self._pid = os.getpid()
         self._closing = threading.Lock()
         self._feeding = threading.Lock()  # held by the feeder while it touches the crew
+        self._pulling = False  # the feeder is in the user's source, and may stay there
+        self._consuming = threading.RLock()  # held by the consumer while it touches the crew
         last = len(crew.board.edges) - 1
-        self._last = last
         self._cursor = (Cursor if ordered else Loose)(crew.board, last, crew.consumer)
-        self._views = dict.fromkeys(range(crew.shape.edges[-1].producers), 0)
-        self.began = _now()
+        self.began = time.perf_counter()
         self._stats: list[StepStats] | None = None
         crew.start(payloads)
         warm.sessions.add(self)
@@ -283,7 +285,9 @@ class Session:
                 if action == ("wait",):
                     os.eventfd_read(crew.bells[0])
                 elif action == ("result",):
+                    self._pulling = True
                     outcome = next(parcels, None)
+                    self._pulling = False
         except (StopIteration, Cancelled):
             pass
         except BaseException as error:
@@ -298,7 +302,7 @@ class Session:
             for value in values:
                 item = value
                 for path, result, _ in run_each(operators, value, (number,)):
-                    encoded = encode(result, path)
+                    encoded = encode(result, path, self.crew.first_cells.stride)
                     handing = True
                     yield Parcel(DATA, encoded.nbytes, encoded)
                     handing = False
@@ -319,6 +323,12 @@ class Session:
 
     def take(self) -> Any:
         """The next result, or StopIteration; raises what a step has raised."""
+        with self._consuming:
+            if self.over:
+                raise GraphError("The run was closed while it was iterated.")
+            return self._take()
+
+    def _take(self) -> Any:
         claim = self._drive(self._cursor.take())
         if claim is None:
             self._finish()
@@ -326,27 +336,21 @@ class Session:
         cells, taker = self.crew.last_cells, self._cursor.taker
         if claim.kind & ERROR:
             failure, _, _ = decode(cells, claim.cell, read_only=False, views=False)
-            self._drive(taker.free(claim.cell, claim.place))
             self.crew.flush()
             raise failure.error()
         self._unkeep()
-        producer = claim.cell // taker.edge.cells_each
-        value, _, viewing = decode(cells, claim.cell, read_only=False, views=self._views[producer] < VIEWS)
+        each = taker.edge.cells_each
+        views = sum(cell // each == claim.cell // each for cell in self.crew.leased) < VIEWS
+        value, _, viewing = decode(cells, claim.cell, read_only=False, views=views)
         if viewing:
-            self._views[producer] += 1
-            self.crew.kept.add((self._last, claim.cell))
+            self.crew.leased.add(claim.cell)
         self._drive(taker.free(claim.cell, claim.place, viewing))
         return value
 
     def _unkeep(self) -> None:
         """Give back the cells whose last view is gone."""
-        returned, taker = self.crew.last_cells.returned, self._cursor.taker
-        while returned:
-            cell = returned.popleft()
-            self.crew.kept.discard((self._last, cell))
-            producer = cell // taker.edge.cells_each
-            self._views[producer] = max(0, self._views[producer] - 1)
-            self._drive(taker.unkeep(cell))
+        for cell in self.crew.collect():
+            self._drive(self._cursor.taker.unkeep(cell))
 
     def _drive(self, actions: Any) -> Any:
         outcome = None
@@ -369,19 +373,34 @@ class Session:
 
     def _finish(self) -> None:
         """The end was reached: everybody comes to rest, and the books must balance."""
-        self._feeder.join()
-        usable = self.crew.rest(2)
-        if usable:
-            self._balance()
+        edges = self.crew.board.edges
+        stopped = max((number for number, group in enumerate(self.plan.groups) if group.stream), default=-1)
+        if all(edge.total[0] and edge.taken[0] == edge.total[0] - 1 for edge in edges[: stopped + 1]):
+            self._feeder.join()
+            usable = self.crew.rest(2)
+        else:  # a stream has ended before its input, as `islice` does
+            self._abort()
+            usable = self.crew.stop()
+        self._balance(stopped + 1)
         self._leave(usable)
 
-    def _balance(self) -> None:
-        """Every edge: as many items taken as were put."""
-        for number, edge in enumerate(self.crew.board.edges):
+    def _balance(self, first: int) -> None:
+        """Every edge from ``first`` on: as many items taken as were put."""
+        for number, edge in list(enumerate(self.crew.board.edges))[first:]:
             if edge.total[0] - 1 != edge.taken[0]:
                 names = ["source", *self.crew.names, "consumer"]
                 between = f"{names[number]} and {names[number + 1]}: {edge.total[0] - 1} sent, {edge.taken[0]} received"
                 raise InternalError(f"Accounts do not balance between {between}.")
+
+    def _abort(self) -> None:
+        """Cancel, and wait until neither consumer nor feeder touches the crew; the user's source may go on."""
+        self.over = True
+        self.crew.cancel()
+        while self._feeder.is_alive() and not self._pulling:
+            self.crew.ring(0)
+            self._feeder.join(0.02)
+        with self._feeding:
+            pass
 
     def _leave(self, usable: bool) -> None:
         self._stats = self.stats()
@@ -409,12 +428,11 @@ class Session:
         try:
             with self._closing:
                 if not self.over:
-                    self.over = True
-                    with self._feeding:  # it touches nothing of the crew from here on
-                        pass
                     usable = False
                     try:
-                        usable = self.crew.stop()
+                        self._abort()
+                        with self._consuming:
+                            usable = self.crew.stop()
                     finally:  # a second Ctrl-C ends the workers at once
                         self._leave(usable)
         finally:
@@ -425,7 +443,7 @@ class Session:
         if self._stats is not None:
             return self._stats
         board, shape = self.crew.board, self.crew.shape
-        seconds = max(1e-9, _now() - self.began)
+        seconds = max(1e-9, time.perf_counter() - self.began)
         found = []
         for number, group in enumerate(self.plan.groups):
             first = shape.first[number + 1]
@@ -436,15 +454,7 @@ class Session:
 
 def _with_trace(failure: Any, error: BaseException) -> Any:
     """A failure in the source keeps its traceback, which the same process can show."""
-    import traceback
-
     return failure._replace(trace="".join(traceback.format_exception(error)))
-
-
-def _now() -> float:
-    import time
-
-    return time.perf_counter()
 
 
 @final

@@ -61,9 +61,14 @@ class EdgeShape:
     slack: int = 0
 
     @property
+    def large(self) -> int:
+        """Cells of each producer for items of any size: those that wait, and those that takers keep views on."""
+        return max(self.base) + VIEWS * self.takers
+
+    @property
     def cells(self) -> int:
-        """Cells of each producer: for waiting items, and for those that takers keep views on."""
-        return max(self.base) + self.extra + VIEWS * self.takers
+        """Cells of each producer: the large ones, then the small ones."""
+        return self.large + self.extra
 
     @property
     def all_cells(self) -> int:

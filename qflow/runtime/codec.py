@@ -47,9 +47,7 @@ class Encoded:
         self.nbytes = size
 
     def fill(self, region: memoryview) -> None:
-        """Copy it into a cell, or a TransportError when it is larger than any cell."""
-        if self.nbytes > len(region):
-            raise TransportError(f"An item of {self.nbytes} bytes is larger than a cell can be ({len(region)} bytes). Split it.")
+        """Copy it into a cell."""
         words = [len(self.pickled), len(self.path), len(self.buffers), *self.path, *(buffer.nbytes for buffer in self.buffers)]
         at = 8 * len(words)
         region[:at] = np.array(words, np.uint64).view(np.uint8).data
@@ -64,8 +62,15 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGN) * ALIGN
 
 
-def encode(value: Any, path: Path = ()) -> Encoded:
-    """An item as bytes; what can't be sent is a TransportError that names the place in the item."""
+def encode(value: Any, path: Path = (), most: int = sys.maxsize) -> Encoded:
+    """An item as bytes, at most ``most``; what can't be sent is a TransportError that names the place in the item."""
+    encoded = _encode(value, path)
+    if encoded.nbytes > most:
+        raise TransportError(f"An item of {encoded.nbytes} bytes is larger than a cell can be ({most} bytes). Split it.")
+    return encoded
+
+
+def _encode(value: Any, path: Path) -> Encoded:
     if type(value) in SCALARS:
         return Encoded(pickle.dumps(value, 5), [], path)
     file = io.BytesIO()
@@ -90,6 +95,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return self._array(value)
         if kind.__module__ == "torch" and kind.__name__ == "Tensor":
             return self._tensor(value)
+        if isinstance(value, io.IOBase) and not isinstance(value, io.BytesIO | io.StringIO):
+            raise TypeError(
+                f"cannot pickle an open file ({getattr(value, 'name', 'unnamed')})"
+            )  # cloudpickle would send its contents
         return super().reducer_override(value)
 
     def _array(self, value: np.ndarray[Any, Any]) -> Any:
@@ -192,7 +201,7 @@ def decode(cells: Cells, cell: int, *, read_only: bool, views: bool) -> tuple[An
     owner: Any = None
     if large:  # one lease for the cell, which all views of the item hold
         start, end = head.buffers[0][0], head.buffers[-1][1]
-        owner = cells.noted(cells.lease(cell, start, end), cell)
+        owner = cells.lease(cell, start, end)
     buffers: list[Any] = []
     for first, last in head.buffers:
         if owner is not None and last - first >= LARGE:

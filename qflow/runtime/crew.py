@@ -25,7 +25,7 @@ from qflow.graph.plan import Plan
 from qflow.runtime import nursery, output
 from qflow.runtime.board import KEPT, POISON, Board, shape_of, words_needed
 from qflow.runtime.codec import decode
-from qflow.runtime.memory import Cells, anonymous, stride_for, words_of
+from qflow.runtime.memory import Cells, anonymous, bytes_needed, mapped, stride_for, words_of
 from qflow.runtime.worker import CURSOR, Berth, Start, receive_message, send_message
 
 GRACE = 0.5  # seconds that user code has to finish when a run is cut short
@@ -50,12 +50,17 @@ class Crew:
         self.shape = shape_of(plan, ordered=ordered)
         self.names = tuple(group.name for group in plan.groups)
         self._shipped: list[bytes | None] = [None] * len(plan.groups)
-        self.kept: set[tuple[int, int]] = set()  # edge and cell on which views are kept
+        self.leased: set[int] = set()  # cells of the last edge on which the consumer keeps views
+        self._kept: dict[int, list[tuple[int, int]]] = {}  # what each member's step keeps views on: edge and cell
         self._resting: set[int] = set()
         self.modules: Any = ()
         self.broken = False
         self._ending: Callable[[], BaseException] | None = None
         self._fds = contextlib.ExitStack()
+        self.members: list[Member] = []
+        self.forwarders: list[output.Forwarder] = []
+        self.nursery: nursery.Nursery | None = None
+        self._watched: dict[int, Callable[[], None]] = {}
         try:
             self._build(plan, preload)
         except OSError as error:
@@ -68,69 +73,60 @@ class Crew:
     # ---- making
 
     def _build(self, plan: Plan, preload: Sequence[str]) -> None:
+        """Cut the memory, make bells and cursors, then hire."""
         shape = self.shape
-        counts = [edge.all_cells for edge in shape.edges]
-        strides = tuple(stride_for(count * len(counts)) for count in counts)
+        stride = stride_for(sum(edge.producers * edge.large for edge in shape.edges))
+        self._strides = (stride,) * len(shape.edges)
         words = self._own(anonymous("words", 8 * words_needed(shape)))
-        edges = [
-            self._own(anonymous(f"edge-{e}", count * stride))
-            for e, (count, stride) in enumerate(zip(counts, strides, strict=True))
-        ]
+        self._edge_fds = [self._own(anonymous(f"edge-{e}", bytes_needed(edge, stride))) for e, edge in enumerate(shape.edges)]
         self._words = words_of(words, words_needed(shape))
         self.board = Board(shape, self._words)
-        self.first_cells = Cells(edges[0], counts[0], strides[0])
-        self.last_cells = Cells(edges[-1], counts[-1], strides[-1]) if len(edges) > 1 else self.first_cells
-        self._strides, self._counts, self._edge_fds = strides, counts, edges
+        self.first_cells = self._cells(0)
+        self.last_cells = self._cells(-1) if len(shape.edges) > 1 else self.first_cells
         self.bells = [self._own(os.eventfd(0, os.EFD_CLOEXEC)) for _ in range(shape.participants)]
-        self.cursors = [tuple(map(self._own, os.pipe())) for _ in plan.groups]
-        outputs = [[os.pipe() for _ in range(2)] for _ in plan.groups]
-        self.forwarders = [output.Forwarder(name, out[0], err[0]) for name, (out, err) in zip(self.names, outputs, strict=True)]
-        written = [fd for pair in outputs for _, fd in pair]
-        processes = tuple(self._processes(plan))
-        pairs = [socket.socketpair() for _ in processes]
-        try:
-            fds = [
-                words,
-                *edges,
-                *self.bells,
-                *(fd for pair in self.cursors for fd in pair),
-                *written,
-                *(theirs.fileno() for _, theirs in pairs),
-            ]
-            at = {fd: number for number, fd in enumerate(fds)}  # the nursery hands on what lies where, not what it is called here
-            berth = Berth(
-                shape,
-                strides,
-                processes,
-                self.names,
-                at[words],
-                tuple(at[fd] for fd in edges),
-                tuple(at[fd] for fd in self.bells),
-                tuple((at[r], at[w]) for r, w in self.cursors),
-                tuple((at[out], at[err]) for (_, out), (_, err) in outputs),
-                tuple(at[theirs.fileno()] for _, theirs in pairs),
-            )
-            self.nursery = nursery.acquire() if processes else None
-            made = self.nursery.fork(fds, len(processes), pickle.dumps(berth), preload) if self.nursery else []
-        except BaseException:
-            for ours, _ in pairs:
-                ours.close()
-            raise
-        finally:
-            for fd in written:
-                os.close(fd)
-            for _, theirs in pairs:
-                theirs.close()
-        self.members = [
-            Member(group, participants, pid, pidfd, ours)
-            for (group, participants), (pid, pidfd), (ours, _) in zip(processes, made, pairs, strict=True)
-        ]
-        self._resting = set(range(len(self.members)))
+        self.cursors = [(self._own(read), self._own(write)) for read, write in (os.pipe() for _ in plan.groups)]
+        self._hire(words, tuple(self._processes(plan)), preload)
         self._watch()
 
-    members: list[Member] = []
-    forwarders: list[output.Forwarder] = []
-    nursery: nursery.Nursery | None = None
+    def _hire(self, words: int, processes: tuple[tuple[int, tuple[int, ...]], ...], preload: Sequence[str]) -> None:
+        """Let the nursery make the processes, with their ends of everything."""
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            outputs = []
+            for name in self.names:
+                (out, out_end), (err, err_end) = _pipe(theirs), _pipe(theirs)
+                self.forwarders = [*self.forwarders, output.Forwarder(name, out, err)]
+                outputs.append((out_end, err_end))
+            lines = [socket.socketpair() for _ in processes]
+            for mine, end in lines:
+                ours.callback(mine.close)
+                theirs.callback(end.close)
+            ends = tuple(end.fileno() for _, end in lines)
+            berth = Berth(
+                self.shape,
+                self._strides,
+                processes,
+                self.names,
+                words,
+                tuple(self._edge_fds),
+                tuple(self.bells),
+                tuple(self.cursors),
+                tuple(outputs),
+                ends,
+            )
+            if processes:
+                fds = berth.descriptors()
+                self.nursery = nursery.acquire()
+                common = pickle.dumps(berth.moved({fd: number for number, fd in enumerate(fds)}))
+                made = self.nursery.fork(fds, len(processes), common, preload)
+                self.members = [
+                    Member(*who, pid, pidfd, mine) for who, (pid, pidfd), (mine, _) in zip(processes, made, lines, strict=True)
+                ]
+            ours.pop_all()
+        self._resting = set(range(len(self.members)))
+
+    def _cells(self, edge: int) -> Cells:
+        shape, stride = self.shape.edges[edge], self._strides[edge]
+        return Cells(shape, stride, mapped(self._edge_fds[edge], bytes_needed(shape, stride)))
 
     def _own(self, fd: int) -> int:
         self._fds.callback(os.close, fd)
@@ -154,7 +150,9 @@ class Crew:
         self._reset()
         changed = [new if new != old else None for new, old in zip(groups, self._shipped, strict=True)]
         self._shipped = list(groups)
-        surroundings = Start(None, dict(os.environ), _directory(), list(sys.path), output.levels(), _filters())
+        surroundings = Start(
+            None, {**nursery.ONE_THREAD, **os.environ}, _directory(), list(sys.path), output.levels(), _filters()
+        )
         self._resting.clear()
         self._watch()
         for member in self.members:
@@ -164,16 +162,22 @@ class Crew:
     def _reset(self) -> None:
         board = self.board
         _clear(self._words)
+        self.collect()
         last = len(board.edges) - 1
-        returned = self.last_cells.returned
-        while returned:
-            self.kept.discard((last, returned.popleft()))
-        for number, cell in self.kept:
-            board.edges[number].cell[cell] = KEPT
+        for edge, cell in [*((last, cell) for cell in self.leased), *(kept for each in self._kept.values() for kept in each)]:
+            board.edges[edge].cell[cell] = KEPT
         for number, (read, write) in enumerate(self.cursors):
             _drain(read)
             if self.plan.groups[number].n > 1:
                 os.write(write, CURSOR.pack(1, 0))
+
+    def collect(self) -> list[int]:
+        """Cells of the last edge whose last view is gone since the last look."""
+        returned, found = self.last_cells.returned, []
+        while returned:
+            found.append(returned.popleft())
+        self.leased.difference_update(found)
+        return found
 
     def ring(self, who: int) -> None:
         os.eventfd_write(self.bells[who], 1)
@@ -194,10 +198,10 @@ class Crew:
     def _watch(self) -> None:
         """Make the list of what `wait` looks at: the consumer's bell, what workers print, their reports, their deaths."""
         self._poll = select.poll()
-        self._watched: dict[int, Callable[[], None]] = {}
+        self._watched = {}
         for forwarder in self.forwarders:
             for fd in (forwarder.out, forwarder.err):
-                self._watched[fd] = partial(forwarder.forward, fd)
+                self._watched[fd] = partial(self._print, forwarder, fd)
         for number, member in enumerate(self.members):
             self._watched[member.control.fileno()] = partial(self._report, number)
             self._watched[member.pidfd] = partial(self._died, number)
@@ -217,6 +221,10 @@ class Crew:
             elif fd in self._watched:
                 self._watched[fd]()
 
+    def _print(self, forwarder: output.Forwarder, fd: int) -> None:
+        if not forwarder.forward(fd):
+            self._unwatch(fd)  # every worker of the step has closed it
+
     def _unwatch(self, fd: int) -> None:
         if self._watched.pop(fd, None) is not None:
             self._poll.unregister(fd)
@@ -232,7 +240,7 @@ class Crew:
             self.broken = True
             self._ending = content.error
         else:
-            self.kept.update(content)
+            self._kept[number] = content
 
     def rest(self, timeout: float) -> bool:
         """Wait until every worker rests -> whether they do."""
@@ -248,8 +256,7 @@ class Crew:
     def flush(self) -> None:
         """Print what workers have printed."""
         for forwarder in self.forwarders:
-            for fd in (forwarder.out, forwarder.err):
-                forwarder.forward(fd)
+            forwarder.flush()
 
     # ---- endings
 
@@ -261,7 +268,7 @@ class Crew:
 
     def _death(self, member: Member) -> WorkerDied:
         """The error for a dead member, with the item it worked on."""
-        select.select([member.pidfd], [], [], 2)
+        kill(member.pidfd)  # one that only closed its control line is as good as dead
         how = self._how(member)
         self.flush()
         step, item, index = self.names[member.group], None, None
@@ -282,7 +289,7 @@ class Crew:
 
     def _item_of(self, member: Member) -> tuple[tuple[int, ...] | None, str | None]:
         """The item that a dead worker worked on: index path and short repr."""
-        cells = Cells(self._edge_fds[member.group], self._counts[member.group], self._strides[member.group])
+        cells = self._cells(member.group)
         for who in member.participants:
             job = self.board.job[who]
             if job[0] != job[4]:
@@ -299,33 +306,41 @@ class Crew:
         return False
 
     def close(self, *, linger: bool = False) -> None:
-        """End the workers and give everything back."""
-        members, self.members = self.members, []
-        for member in members:
+        """End the workers and give everything back; interrupted, it goes on where it was when called again."""
+        for member in self.members:
             member.control.close()  # at rest, a worker ends by itself
-        end = time.monotonic() + (GRACE if len(self._resting) == len(members) and not self.broken else 0)
-        for member in members:
-            if not select.select([member.pidfd], [], [], max(0, end - time.monotonic()))[0]:
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(member.pidfd, signal.SIGKILL)
-                select.select([member.pidfd], [], [], 2)
-            with contextlib.suppress(OSError, EOFError):
-                if self.nursery is not None:
-                    self.nursery.reap(member.pid)
-            os.close(member.pidfd)
+        grace = GRACE if len(self._resting) == len(self.members) and not self.broken else 0
+        end = time.monotonic() + grace
+        try:
+            while self.members:
+                member = self.members[-1]
+                if not ended(member.pidfd, end - time.monotonic()):
+                    kill(member.pidfd)
+                self._reap(member)
+                self.members.pop()
+                os.close(member.pidfd)
+        finally:
+            self._give_back(linger)
+
+    def _reap(self, member: Member) -> None:
         with contextlib.suppress(OSError):
             if self.nursery is not None:
-                self.nursery.done([member.pid for member in members])
-        for forwarder in self.forwarders:
+                self.nursery.reap(member.pid)
+                self.nursery.done([member.pid])
+
+    def _give_back(self, linger: bool) -> None:
+        """Everything but the workers: pipes, bells, memory, the nursery."""
+        forwarders, self.forwarders = self.forwarders, []
+        for forwarder in forwarders:
             forwarder.close()
-        self.forwarders = []
         self._fds.close()
         self._watched, self._ending = {}, None
         self._poll = select.poll()
-        vars(self).pop("_words", None)
-        vars(self).pop("board", None)  # the memory goes with the last view on it, not with the last run object
-        vars(self).pop("first_cells", None)
-        vars(self).pop("last_cells", None)
+        if "last_cells" in vars(self):
+            self.collect()
+            self.last_cells.give_back(self.leased)
+        for name in ("_words", "board", "first_cells", "last_cells"):
+            vars(self).pop(name, None)  # the memory goes with the last view on it, not with the last run object
         held, self.nursery = self.nursery, None
         if held is not None:
             nursery.release(held, linger=linger)
@@ -334,6 +349,27 @@ class Crew:
         """In a forked copy of the parent: close what would keep the workers alive."""
         for member in self.members:
             member.control.close()
+
+
+def _pipe(theirs: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe whose writing end is the workers'."""
+    read, write = os.pipe()
+    theirs.callback(os.close, write)
+    return read, write
+
+
+def ended(pidfd: int, seconds: float) -> bool:
+    """Wait for a process to end -> whether it has. (A poll: `select` knows no descriptor above 1023.)"""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(max(0, seconds * 1000)))
+
+
+def kill(pidfd: int) -> None:
+    """End a process, and wait until it has."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    ended(pidfd, 2)
 
 
 def key_of(plan: Plan, ordered: bool) -> Any:

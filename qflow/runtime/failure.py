@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import traceback
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -33,7 +34,8 @@ class Failure(NamedTuple):
         """The exception to raise in the consumer."""
         error: BaseException = StepError(self.text)
         if self.pickled is not None:
-            error = pickle.loads(self.pickled)
+            with suppress(Exception):  # it came back in the worker, but may need what only that has
+                error = pickle.loads(self.pickled)
         if self.trace:
             error.__cause__ = RemoteTraceback(self.trace)
         return annotate(error, self.step, self.path, self.item, self.pid)
@@ -42,7 +44,7 @@ class Failure(NamedTuple):
 def failure_of(error: BaseException, step: str, path: tuple[int, ...] | None, item: Any, pid: int | None) -> Failure:
     """The failure for an exception that user code or the codec has raised."""
     where = blamed(error)
-    if isinstance(error, ValueError) and "read-only" in str(error):
+    if isinstance(error, ValueError) and "read-only" in _text(error):
         error.add_note(
             "qflow: a worker's input arrays are read-only; work on `x.copy()`, or write `y = x * 2` in place of `x *= 2`."
         )
@@ -77,11 +79,15 @@ def _travelling(error: BaseException) -> bytes | None:
     return file.getvalue()
 
 
-def _words(error: BaseException, step: str) -> str:
+def _text(error: BaseException) -> str:
     try:
-        text = str(error)[:2000]
+        return str(error)[:2000]
     except Exception:
-        text = "<unprintable>"
+        return "<unprintable>"
+
+
+def _words(error: BaseException, step: str) -> str:
+    text = _text(error)
     if isinstance(error, SystemExit):
         return f"step {step!r} called sys.exit({text})"
     return text if isinstance(error, QFlowError) else f"{type(error).__name__}: {text}"

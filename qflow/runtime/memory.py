@@ -16,14 +16,17 @@ import mmap
 import os
 import resource
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from qflow.errors import ResourceError
+from qflow.graph.plan import SMALL
+from qflow.runtime.board import EdgeShape
 
 MOST_STRIDE = 1 << 36  # bytes of addresses per cell: an item may have 64 GiB
-MOST_SPACE = 1 << 43  # bytes of addresses per channel, of the 2**47 that a process has
+MOST_SPACE = 1 << 41  # bytes of addresses per crew, of the 2**47 that a process has: 64 crews may live
 PAGE = mmap.PAGESIZE
 
 
@@ -41,10 +44,15 @@ def anonymous(name: str, size: int) -> int:
 
 
 def stride_for(cells: int) -> int:
-    """Bytes of addresses for each of so many cells, less where the process may have few."""
+    """Bytes of addresses for each of so many large cells, less where the process may have few."""
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     space = MOST_SPACE if soft == resource.RLIM_INFINITY else max(PAGE, soft // 16)
     return max(PAGE, min(MOST_STRIDE, space // max(1, cells)) // PAGE * PAGE)
+
+
+def bytes_needed(shape: EdgeShape, stride: int) -> int:
+    """Bytes of addresses for all cells of an edge."""
+    return shape.producers * (shape.large * stride + shape.extra * SMALL)
 
 
 def words_of(fd: int, count: int) -> memoryview:
@@ -64,24 +72,42 @@ class Lease(np.ndarray[Any, Any]):
 
 
 class Cells:
-    """The mapped cells of one edge."""
+    """The mapped cells of one edge; several may share one mapping.
 
-    def __init__(self, fd: int, count: int, stride: int) -> None:
-        self.stride = stride
-        self._map = mmap.mmap(fd, count * stride)
-        self.bytes = memoryview(self._map)
+    Each producer has its large cells of ``stride`` bytes, then its small ones of `SMALL` bytes.
+    """
+
+    def __init__(self, shape: EdgeShape, stride: int, memory: mmap.mmap) -> None:
+        self.shape, self.stride = shape, stride
+        self._map = memory
+        self._bytes = memoryview(memory)
         self.returned: deque[int] = deque()
+
+    def _start(self, cell: int) -> int:
+        producer, number = divmod(cell, self.shape.cells)
+        large = self.shape.large
+        start = producer * (large * self.stride + self.shape.extra * SMALL)
+        return start + (number * self.stride if number < large else large * self.stride + (number - large) * SMALL)
 
     def region(self, cell: int) -> memoryview:
         """The bytes of a cell."""
-        return self.bytes[cell * self.stride : (cell + 1) * self.stride]
+        start = self._start(cell)
+        return self._bytes[start : start + (self.stride if cell % self.shape.cells < self.shape.large else SMALL)]
 
     def lease(self, cell: int, start: int, end: int) -> Lease:
-        """A view on bytes of a cell that notes the cell in ``returned`` when it is gone."""
+        """A view on bytes of a cell, which notes the cell in ``returned`` when it is gone."""
         # Straight over the mapping: over an ndarray, numpy would let the views on it hold that, not the lease.
-        return Lease((end - start,), np.uint8, self._map, cell * self.stride + start)
-
-    def noted(self, lease: Lease, cell: int) -> Lease:
-        """Let this lease speak for the cell."""
+        lease = Lease((end - start,), np.uint8, self._map, self._start(cell) + start)
         lease._note = (self.returned, cell, os.getpid())
         return lease
+
+    def give_back(self, kept: Iterable[int]) -> None:
+        """Return the pages of all large cells to the system but for those on which views are kept."""
+        for cell in {*range(self.shape.all_cells)} - {*kept}:
+            if cell % self.shape.cells < self.shape.large:
+                self._map.madvise(mmap.MADV_REMOVE, self._start(cell), self.stride)
+
+
+def mapped(fd: int, size: int) -> mmap.mmap:
+    """The memory behind a descriptor, which may be closed afterwards."""
+    return mmap.mmap(fd, size)

@@ -24,8 +24,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from qflow.errors import ResourceError
 
@@ -69,58 +69,68 @@ class Nursery:
 
     def fork(self, fds: Sequence[int], count: int, common: bytes, modules: Sequence[str] = ()) -> list[tuple[int, int]]:
         """Make ``count`` workers that inherit ``fds`` and have ``modules`` loaded -> their process ids and pidfds."""
-        with self._lock:
+        with self._talking():
             wanted = [name for name in (*PRELOAD, *modules) if name in sys.modules and name not in self._loaded]
             if wanted:
                 self._loaded.update(wanted)
-                self._ask(("load", wanted))
+                self._send(("load", wanted))
+                self._receive()
             for start in range(0, len(fds), _MOST_FDS):
                 part = list(fds[start : start + _MOST_FDS])
                 self._send(("fds", len(part)), part)
-                self._receive()
-            made: list[tuple[int, int]] = []
+                (word, problem), _ = self._receive()
+                if word != "held":
+                    raise ResourceError(f"{len(fds)} descriptors for {count} workers were refused: {problem}")
             self._send(("fork", count, len(common)))
             for start in range(0, len(common), 1 << 16):
                 self._socket.send(common[start : start + (1 << 16)])
-            while len(made) < count:
-                (word, pids), pidfds = self._receive()
-                if word != "forked":
-                    raise ResourceError(f"{count} worker processes could not be started, only {len(made)}: {pids}")
-                made += zip(pids, pidfds, strict=True)
-            return made
+            return self._made(count)
+
+    def _made(self, count: int) -> list[tuple[int, int]]:
+        made: list[tuple[int, int]] = []
+        while len(made) < count:
+            (word, pids), pidfds = self._receive()
+            made += zip(pids, pidfds, strict=False) if word == "forked" else ()
+            if word != "forked" or len(pids) != len(pidfds):
+                for _, pidfd in made:
+                    os.close(pidfd)
+                raise ResourceError(
+                    f"{count} worker processes could not be started: {pids if word != 'forked' else 'too few descriptors'}"
+                )
+        return made
 
     def reap(self, pid: int) -> int:
         """The wait status of a worker that has ended."""
-        with self._lock:
-            return int(self._ask(("reap", pid))[0][1])
+        with self._talking():
+            self._send(("reap", pid))
+            return int(self._receive()[0][1])
 
     def done(self, pids: Sequence[int]) -> None:
         """Nobody will ask for these workers any more."""
-        with self._lock:
+        with self._talking():
             self._send(("forget", list(pids)))
 
-    def _ask(self, message: tuple[Any, ...]) -> tuple[Any, list[int]]:
-        self._send(message)
-        return self._receive()
+    @contextlib.contextmanager
+    def _talking(self) -> Iterator[None]:
+        """One request and its reply. Interrupted between the two, nothing later could be understood: it is given up."""
+        with self._lock:
+            if self._dead:
+                raise ConnectionError("the process that starts the workers has ended")
+            try:
+                yield
+            except BaseException:
+                self._dead = True
+                self._socket.close()
+                raise
 
     def _send(self, message: tuple[Any, ...], fds: Sequence[int] = ()) -> None:
-        try:
-            socket.send_fds(self._socket, [pickle.dumps(message)], fds)
-        except OSError as error:
-            self._lost(error)
+        socket.send_fds(self._socket, [pickle.dumps(message)], fds)
 
     def _receive(self) -> tuple[Any, list[int]]:
-        try:
-            data, fds, _, _ = socket.recv_fds(self._socket, 1 << 16, _MOST_FDS)
-        except OSError as error:
-            self._lost(error)
+        data, fds, _, _ = socket.recv_fds(self._socket, 1 << 16, _MOST_FDS)
         if not data:
-            self._lost(None)
+            raise ConnectionError("the process that starts the workers has ended")
         return pickle.loads(data), list(fds)
-
-    def _lost(self, error: OSError | None) -> NoReturn:
-        self._dead = True
-        raise ConnectionError("the process that starts the workers has ended") from error
 
     @property
     def alive(self) -> bool:
@@ -128,11 +138,12 @@ class Nursery:
 
     def close(self, *, wait: bool = True) -> None:
         """Let it go; its workers go with it."""
+        self._dead = True
         self._socket.close()
         if wait:
             try:
                 self._process.wait(2)
-            except subprocess.TimeoutExpired:
+            except subprocess.TimeoutExpired:  # it may be in the middle of a long import
                 self._process.kill()
                 self._process.wait()
 
@@ -215,7 +226,10 @@ def serve(fileno: int) -> None:
     held: list[int] = []
     ended: dict[int, int] = {}
     while True:
-        data, fds, _, _ = socket.recv_fds(line, 1 << 16, _MOST_FDS)
+        try:
+            data, fds, _, _ = socket.recv_fds(line, 1 << 16, _MOST_FDS)
+        except OSError:
+            data = b""
         if not data:
             os._exit(0)
         match pickle.loads(data):
@@ -224,9 +238,9 @@ def serve(fileno: int) -> None:
                     with contextlib.suppress(Exception):
                         importlib.import_module(module)
                 _reply(line, ("loaded", modules))
-            case ("fds", _):
+            case ("fds", count):
                 held += fds
-                _reply(line, ("held", len(held)))
+                _reply(line, ("held", "") if len(fds) == count else ("refused", "too many open files"))
             case ("fork", count, size):
                 common = b""
                 while len(common) < size:
@@ -266,16 +280,21 @@ def _fork_all(line: socket.socket, held: list[int], count: int, common: bytes) -
         if not pid:
             _be_worker(line, held, number, common)
         pids.append(pid)
-        pidfds.append(os.pidfd_open(pid))
-    for start in range(0, len(pids), _MOST_FDS):
-        _reply(line, ("forked", pids[start : start + _MOST_FDS]), pidfds[start : start + _MOST_FDS])
-    for fd in pidfds:
-        os.close(fd)
+        try:
+            pidfds.append(os.pidfd_open(pid))
+        except OSError as error:
+            failure = str(error)
+            break
     if failure:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         _reply(line, ("refused", failure))
+    else:
+        for start in range(0, len(pids), _MOST_FDS):
+            _reply(line, ("forked", pids[start : start + _MOST_FDS]), pidfds[start : start + _MOST_FDS])
+    for fd in pidfds:
+        os.close(fd)
 
 
 def _be_worker(line: socket.socket, held: list[int], number: int, common: bytes) -> None:

@@ -78,26 +78,31 @@ class Forwarder:
         for fd in (out, err):
             os.set_blocking(fd, False)
 
-    def forward(self, fd: int, *, last: bool = False) -> None:
-        """Print what lies in a pipe, whole lines only but at the end."""
-        while True:
-            try:
-                data = os.read(fd, 1 << 16)
-            except (BlockingIOError, OSError):
-                data = b""
-            if not data:
-                break
-            *lines, self._pending[fd] = (self._pending[fd] + data).split(b"\n")
-            for line in lines:
-                self._line(fd, line.decode(errors="backslashreplace"))
-        if last and self._pending[fd]:
-            self._line(fd, self._pending[fd].decode(errors="backslashreplace"))
-            self._pending[fd] = b""
+    def forward(self, fd: int) -> bool:
+        """Print the whole lines among what lies in a pipe, at most one filling of it -> whether there may be more."""
+        try:
+            data = os.read(fd, 1 << 16)
+        except OSError:
+            return False
+        *lines, self._pending[fd] = (self._pending[fd] + data).split(b"\n")
+        for line in lines:
+            self._line(fd, line.decode(errors="backslashreplace"))
+        return bool(data)
+
+    def flush(self) -> None:
+        """Print what lies in both pipes."""
+        for fd in (self.out, self.err):
+            for _ in range(16):  # somebody may print for ever
+                if not self.forward(fd):
+                    break
 
     def _line(self, fd: int, line: str) -> None:
-        if fd == self.err and line.startswith(RECORD):
+        line, mark, record = line.partition(RECORD) if fd == self.err else (line, "", "")
+        if mark:
             with suppress(ValueError):
-                return self._log(json.loads(line[1:]))
+                self._log(json.loads(record))
+            if not line:
+                return
         stream = sys.stdout if fd == self.out else sys.stderr
         if stream is not None:
             with suppress(ValueError):  # it may be closed at exit
@@ -111,6 +116,10 @@ class Forwarder:
 
     def close(self) -> None:
         """Print the rest and close."""
+        with suppress(OSError):  # where it would be printed may be closed
+            self.flush()
+            for fd, rest in self._pending.items():
+                if rest:
+                    self._line(fd, rest.decode(errors="backslashreplace"))
         for fd in (self.out, self.err):
-            self.forward(fd, last=True)
             os.close(fd)

@@ -38,6 +38,7 @@ from collections.abc import Callable, Generator
 from itertools import islice
 from typing import Any, NamedTuple
 
+from qflow.graph.plan import SMALL
 from qflow.runtime.board import DATA, END, ERROR, KEPT, LOW, POISON, SHIFT, Board, Edge, Words
 
 Acting = Generator[Any, Any, Any]
@@ -164,27 +165,35 @@ class Putter:
         self.board, self.edge, self.producer = board, edge, producer
         self.me = edge.first + producer
         self.base, self.first_cell = edge.shape.base[producer], producer * edge.cells_each
-        self._free = list(range(self.first_cell + edge.cells_each - 1, self.first_cell - 1, -1))
+        self.first_small = self.first_cell + edge.shape.large
+        self._free = list(range(self.first_small - 1, self.first_cell - 1, -1))
+        self._free_small = list(range(self.first_cell + edge.cells_each - 1, self.first_small - 1, -1))
         self._held: dict[int, int] = {}  # cell -> bytes, of published cells not known to be free, oldest first
         self._held_bytes = 0
-        self._kept: set[int] = set()  # of those, the ones on which a taker keeps views
+        self._kept: set[int] = set()  # published cells on which a taker keeps views
+        self._inherit()
 
-    def inherit(self) -> None:
-        """Free the cells that a predecessor chose but did not publish; the published ones are held."""
+    def _inherit(self) -> None:
+        """Free the cells that a predecessor chose but did not publish; the published and the kept ones are not free."""
         edge = self.edge
         for cell in range(self.first_cell, self.first_cell + edge.cells_each):
             tag = edge.cell[cell]
             if tag and tag != KEPT and edge.head[(tag - 1 >> SHIFT) % edge.window] < tag:
                 edge.cell[cell] = tag = 0
             if tag:
-                self._free.remove(cell)
+                (self._free if cell < self.first_small else self._free_small).remove(cell)
+            if tag == KEPT:
+                self._kept.add(cell)
+            elif tag:
                 self._held[cell] = 0
 
-    def _room(self, nbytes: int) -> bool:
-        """Whether a result of so many bytes may take a cell now."""
-        waiting = len(self._held)
-        small = self._held_bytes + nbytes <= self.edge.shape.small and waiting < self.base + self.edge.shape.extra
-        return bool(self._free) and (waiting < self.base or small)
+    def _room(self, nbytes: int) -> list[int] | None:
+        """The free cells from which a result of so many bytes may take one now."""
+        waiting, shape = len(self._held), self.edge.shape
+        fits = self._held_bytes + nbytes <= shape.small and waiting < self.base + shape.extra
+        if nbytes <= SMALL and self._free_small and (fits or waiting < self.base):
+            return self._free_small
+        return self._free if self._free and waiting < self.base else None
 
     def _sweep(self) -> None:
         """Find the cells that the takers have freed, among the oldest."""
@@ -195,18 +204,18 @@ class Putter:
                 self._kept.add(cell)
         for cell in [cell for cell in self._kept if words[cell] == 0]:
             self._kept.discard(cell)
-            self._free.append(cell)
+            (self._free if cell < self.first_small else self._free_small).append(cell)
 
     def reserve(self, nbytes: int) -> Acting:
         """Wait for a free cell of the own -> its number. Recently freed cells come first: their memory is warm."""
 
         def ready() -> bool:
             self._sweep()
-            return self._room(nbytes)
+            return self._room(nbytes) is not None
 
-        if not self._room(nbytes) or len(self._held) >= self.base:
+        if self._room(nbytes) is None or len(self._held) >= self.base:
             yield from until(self.board, ready, self.edge.cell_wait, self.producer, 1)
-        return self._free.pop()
+        return (self._room(nbytes) or self._free).pop()
 
     def lane_free(self, item: int) -> Acting:
         """Wait until the lane of an item may be reused."""
@@ -277,7 +286,6 @@ def work(board: Board, edge: int, me: int) -> Acting:
     alone = out.shape.producers == 1
     fresh = not hand[0]  # else a predecessor died; its neighbours may wait for a ring it owed
     if not fresh:
-        putter.inherit()
         for who in range(board.shape.participants):
             yield ("ring", who)
 
@@ -418,6 +426,8 @@ class Loose:
                 continue
             entry, place = found
             item = place >> SHIFT
+            if self.edge.taker_wait[0]:
+                self.edge.taker_wait[0] = 0
             self._places[item] = place + 1
             if entry & END:
                 yield from self._finish(item)

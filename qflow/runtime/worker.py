@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import fcntl
+import mmap
 import os
 import pickle
 import signal
@@ -30,7 +31,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from qflow.errors import StepError, blame
@@ -42,7 +43,7 @@ from qflow.runtime.board import DATA, END, ERROR, VIEWS, Board, Shape, words_nee
 from qflow.runtime.codec import Path, decode, encode, path_of
 from qflow.runtime.failpoints import Failpoints
 from qflow.runtime.failure import NO_ITEM, failure_of
-from qflow.runtime.memory import Cells, words_of
+from qflow.runtime.memory import Cells, bytes_needed, mapped, words_of
 from qflow.runtime.turn import Cancelled, Claim, Cursor, Parcel, Putter, Taker, work
 
 CURSOR = struct.Struct("=QQ")
@@ -55,7 +56,7 @@ class Berth(NamedTuple):
         shape: of the board.
         strides: bytes of addresses per cell, for each edge.
         processes: for each process its group's number and its participants.
-        groups: for each group its name and whether it is a stream.
+        names: of the groups.
         words, edges, bells, cursors, outputs, controls: descriptors.
     """
 
@@ -70,8 +71,13 @@ class Berth(NamedTuple):
     outputs: tuple[tuple[int, int], ...]
     controls: tuple[int, ...]
 
-    def moved(self, fds: Sequence[int]) -> Berth:
-        """The same with other descriptors: position i becomes ``fds[i]``."""
+    def descriptors(self) -> list[int]:
+        """All of them, in one row."""
+        twos = [fd for pair in (*self.cursors, *self.outputs) for fd in pair]
+        return [self.words, *self.edges, *self.bells, *twos, *self.controls]
+
+    def moved(self, fds: Sequence[int] | Mapping[int, int]) -> Berth:
+        """The same with other numbers: descriptor i becomes ``fds[i]``."""
 
         def pairs(numbers: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
             return tuple((fds[a], fds[b]) for a, b in numbers)
@@ -102,12 +108,16 @@ def main(number: int, fds: list[int], common: bytes) -> None:
     berth = pickle.loads(common).moved(fds)
     group, participants = berth.processes[number]
     control = socket.socket(fileno=berth.controls[number])
+    for signum in (signal.SIGINT, signal.SIGTERM):  # not SIG_IGN, which programs that a step starts would inherit
+        signal.signal(signum, lambda *_: None)
     output.redirect(*berth.outputs[group])
     faulthandler.enable()
     with contextlib.suppress(Exception):
         faulthandler.register(signal.SIGUSR1, chain=False)
     board = Board(berth.shape, words_of(berth.words, words_needed(berth.shape)))
-    desks = [Desk(berth, board, group, me) for me in participants]
+    edges = (group, group + 1)
+    memory = [mapped(berth.edges[e], bytes_needed(berth.shape.edges[e], berth.strides[e])) for e in edges]
+    desks = [Desk(berth, board, group, me, memory) for me in participants]
     keep = {control.fileno(), *berth.bells, *berth.cursors[group]}
     for fd in fds:
         if fd not in keep:
@@ -154,12 +164,13 @@ class Worker:
                 os._exit(0)
             try:
                 self._prepare(message)
-                failure = self._run()
+                self._run()
+                report: tuple[str, Any] = ("rest", [kept for desk in self.desks for kept in desk.kept()])
             except BaseException as error:
-                failure = failure_of(error, self.desks[0].name, None, NO_ITEM, os.getpid())
-            sys.stdout.flush()
-            kept = [kept for desk in self.desks for kept in desk.kept()]
-            send_message(self.control, ("rest", kept) if failure is None else ("failed", failure))
+                report = ("failed", failure_of(error, self.desks[0].name, None, NO_ITEM, os.getpid()))
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+            send_message(self.control, report)
 
     def _prepare(self, start: Start) -> None:
         """Take over the parent's surroundings, and the step if it is new."""
@@ -178,10 +189,9 @@ class Worker:
                 group: Group = pickle.loads(start.group)
                 desk.group = group.opened()
 
-    def _run(self) -> Any:
-        """One run of every desk -> the failure of the first that failed outside the step, or None."""
+    def _run(self) -> None:
+        """One run of every desk."""
         failpoints = Failpoints(os.environ.get("QFLOW_FAILPOINTS", ""))
-        failures: list[Any] = []
 
         def run(desk: Desk) -> None:
             try:
@@ -189,7 +199,9 @@ class Worker:
             except Cancelled:
                 pass
             except BaseException as error:
-                failures.append(failure_of(error, desk.name, None, NO_ITEM, os.getpid()))
+                # Outside the step: the other threads might wait for this one for ever.
+                send_message(self.control, ("failed", failure_of(error, desk.name, None, NO_ITEM, os.getpid())))
+                os._exit(1)
 
         others = [threading.Thread(target=run, args=(desk,), daemon=True) for desk in self.desks[1:]]
         for thread in others:
@@ -197,7 +209,6 @@ class Worker:
         run(self.desks[0])
         for thread in others:
             thread.join()
-        return failures[0] if failures else None
 
 
 class Desk:
@@ -205,13 +216,9 @@ class Desk:
 
     group: Group
 
-    def __init__(self, berth: Berth, board: Board, group: int, me: int) -> None:
+    def __init__(self, berth: Berth, board: Board, group: int, me: int, memory: Sequence[mmap.mmap]) -> None:
         self.name, self.board, self.edge, self.me = berth.names[group], board, group, me
-        shapes = berth.shape.edges
-        self.inputs = Cells(berth.edges[group], shapes[group].producers * shapes[group].cells, berth.strides[group])
-        self.outputs = Cells(
-            berth.edges[group + 1], shapes[group + 1].producers * shapes[group + 1].cells, berth.strides[group + 1]
-        )
+        self.inputs, self.outputs = (Cells(berth.shape.edges[e], berth.strides[e], memory[e - group]) for e in (group, group + 1))
         self.bells = berth.bells
         self.cursor_read, self.cursor_write = berth.cursors[group]
         self.hand = board.hand[me].cast("B")
@@ -222,7 +229,7 @@ class Desk:
         self._parcels: Iterator[Parcel] | None = None
         self._path: Path = ()
         self._value: Any = None
-        self._viewing = False
+        self._viewing: int | None = None  # the cell of the item at work, if it has views on it
         self._effects: dict[str, Callable[..., Any]] = {
             "wait": lambda: os.eventfd_read(self.bells[self.me]),
             "ring": lambda who: os.eventfd_write(self.bells[who], 1),
@@ -260,8 +267,10 @@ class Desk:
             return stop.value
 
     def kept(self) -> list[tuple[int, int]]:
-        """Cells that user code still has views on: edge and cell."""
-        self._drop()
+        """At rest, the cells that user code still has views on: edge and cell."""
+        self._let_go()
+        self._kept -= {*self.inputs.returned}
+        self.inputs.returned.clear()
         return [(self.edge, cell) for cell in self._kept]
 
     # ---- items one by one
@@ -277,7 +286,8 @@ class Desk:
             self._parcels = iter([self._passed_on(claim.cell)])
             return
         try:
-            self._value, self._path, self._viewing = self._load(claim.cell)
+            self._value, self._path, viewing = self._load(claim.cell)
+            self._viewing = claim.cell if viewing else None
         except BaseException as error:
             self._value, self._path = NO_ITEM, path_of(self.inputs, claim.cell)
             self._parcels = iter([self._failed(error)])
@@ -313,7 +323,7 @@ class Desk:
         finally:
             self.counts[0] += time.perf_counter_ns() - begun
         try:
-            encoded = encode(value, path)
+            encoded = encode(value, path, self.outputs.stride)
         except Exception as error:
             self._parcels = iter(())
             return self._failed(error)
@@ -326,13 +336,19 @@ class Desk:
         return Parcel(ERROR | END, encoded.nbytes, encoded)
 
     def _release(self, claim: Claim) -> bool:
-        """Let go of the item -> whether user code keeps a view on its cell."""
-        self._drop()
-        if self._viewing:
-            self._kept.add(claim.cell)
-            self._viewing = False
-            self._drop_returned(claim.cell)
+        """The item is finished -> whether user code keeps a view on its cell."""
+        self._let_go()
         return claim.cell in self._kept
+
+    def _let_go(self) -> None:
+        """Drop the item; if its cell does not come back, user code keeps a view on it."""
+        self._drop()
+        cell, self._viewing = self._viewing, None
+        if cell is not None:
+            if cell in self.inputs.returned:
+                self.inputs.returned.remove(cell)
+            else:
+                self._kept.add(cell)
 
     def _drop(self) -> None:
         close = getattr(self._results, "close", None)
@@ -340,12 +356,6 @@ class Desk:
             with contextlib.suppress(Exception):
                 close()
         self._value, self._results, self._parcels = None, iter(()), None
-
-    def _drop_returned(self, cell: int) -> None:
-        returned = self.inputs.returned
-        if cell in returned:
-            returned.remove(cell)
-            self._kept.discard(cell)
 
     def _unkeep(self) -> None:
         """Give back kept cells whose last view is gone."""
@@ -392,7 +402,7 @@ class Desk:
             try:
                 value = next(results)
                 self.counts[0] += time.perf_counter_ns() - begun - waited
-                encoded = encode(value, (item,))
+                encoded = encode(value, (item,), self.outputs.stride)
                 parcel = Parcel(DATA | END, encoded.nbytes, encoded)
                 self.counts[2] += 1
                 del value, encoded
