@@ -249,6 +249,7 @@ class Session:
         self._pid = os.getpid()
         self._closing = threading.Lock()
         self._feeding = threading.Lock()  # held by the feeder while it touches the crew
+        self._fed = threading.Event()  # not `join`, which would give the threads of `abandon` a name that stays
         self._pulling = False  # the feeder is in the user's source, and may stay there
         self._consuming = threading.RLock()  # held by the consumer while it touches the crew
         last = len(crew.board.edges) - 1
@@ -258,8 +259,7 @@ class Session:
         crew.start(payloads)
         warm.sessions.add(self)
         context = contextvars.copy_context()
-        self._feeder = threading.Thread(target=context.run, args=(self._feed, values), name="qflow-feeder", daemon=True)
-        self._feeder.start()
+        threading.Thread(target=context.run, args=(self._feed, values), name="qflow-feeder", daemon=True).start()
 
     # ---- feeder
 
@@ -293,6 +293,8 @@ class Session:
         except BaseException as error:
             if not self.over:
                 crew.fail(error)
+        finally:
+            self._fed.set()
 
     def _parcels(self, values: Iterator[Any]) -> Iterator[Parcel]:
         """The source's items through the feed's operators, encoded; a failure is the last."""
@@ -376,7 +378,7 @@ class Session:
         edges = self.crew.board.edges
         stopped = max((number for number, group in enumerate(self.plan.groups) if group.stream), default=-1)
         if all(edge.total[0] and edge.taken[0] == edge.total[0] - 1 for edge in edges[: stopped + 1]):
-            self._feeder.join()
+            self._fed.wait()
             usable = self.crew.rest(2)
         else:  # a stream has ended before its input, as `islice` does
             self._abort()
@@ -396,9 +398,8 @@ class Session:
         """Cancel, and wait until neither consumer nor feeder touches the crew; the user's source may go on."""
         self.over = True
         self.crew.cancel()
-        while self._feeder.is_alive() and not self._pulling:
+        while not self._pulling and not self._fed.wait(0.02):
             self.crew.ring(0)
-            self._feeder.join(0.02)
         with self._feeding:
             pass
 
