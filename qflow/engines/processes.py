@@ -282,6 +282,8 @@ class Session:
                                 crew.ring(who)
                             case ("fill", cell, parcel):
                                 parcel.content.fill(crew.first_cells.region(cell))
+                                del action, parcel  # they may be large
+                                action = None
                 if action == ("wait",):
                     os.eventfd_read(crew.bells[0])
                 elif action == ("result",):

@@ -515,7 +515,7 @@ def queue(maxsize: int) -> Queue:
     qf.pack(2) | qf.queue(4)
 
     Stream: unchanged. Leading, it bounds the feed; at the end it is the prefetch depth; of two in a
-    row the last wins. Steps are never fused across it.
+    row the last wins. Steps are never fused across it. The process engine lets at most 4096 wait.
 
     Args:
         maxsize: items, at least 1.

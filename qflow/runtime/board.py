@@ -85,7 +85,8 @@ def edge_shape(bound: int | None, producers: int, takers: int, *, ordered: bool)
     """An edge for a queue bound: items of the producers' hands and the queue, one cell for each taker at work.
 
     Claims are limited by the window, so that a step which gives one result an item never has more than
-    ``bound`` of them waiting beside one in each producer's hands. Unordered, the window is wider.
+    ``bound`` of them waiting beside one in each producer's hands. Unordered, the window is wider. A step that
+    gives several results an item is limited by its cells, of which each of its workers has at least one.
     """
     waiting = 1 if bound is None else min(bound, MOST_WAITING)
     cells = waiting + takers

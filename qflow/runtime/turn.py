@@ -363,6 +363,7 @@ def feed(board: Board, me: int = 0) -> Acting:
         if parcel is None:
             return (yield from putter.end(item))
         yield from putter.put(item, parcel._replace(kind=parcel.kind | END))
+        del parcel  # it may be large, and the next one may be long in coming
         item += 1
 
 
