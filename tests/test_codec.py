@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import qflow as qf
-from qflow.runtime.codec import LARGE, decode, encode, path_of
 from qflow.runtime.board import EdgeShape
+from qflow.runtime.codec import LARGE, decode, encode, path_of
 from qflow.runtime.memory import Cells, anonymous, bytes_needed, mapped
 
 Pair = namedtuple("Pair", "a b")
