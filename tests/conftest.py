@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import leaks
@@ -12,6 +13,8 @@ from hypothesis import HealthCheck, settings
 ENGINES = ["serial", "processes"]
 
 leaks.set_tag()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background; what is interrupted here should hear it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "qflow", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]

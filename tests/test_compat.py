@@ -30,8 +30,6 @@ from qflow import PackStep, PoolStep, ProcessStep, RepackStep, Sequence, UnpackS
 ENGINES = ["serial", "processes"]
 STAND_IN = Path(__file__).parent / "fgsim_stand_in"
 
-needs_processes = pytest.mark.skipif("processes" not in ENGINES, reason="needs the process engine")
-
 
 @pytest.fixture(scope="module", autouse=True)
 def kept_by_multiprocessing():
@@ -186,7 +184,6 @@ def test_a_generator_is_queued_once(sequence):
         made(once)
 
 
-@needs_processes
 def test_workers_persist_from_one_iterable_to_the_next():
     made = Sequence(ProcessStep(pid))
     made.start()
@@ -300,7 +297,6 @@ def test_q9_the_results_before_the_error_arrive(sequence):
     assert before == [0, 1, 2, 3, 4]
 
 
-@needs_processes
 @pytest.mark.parametrize("end", [lambda: os._exit(9), lambda: os.kill(os.getpid(), signal.SIGKILL)], ids=["exit", "kill"])
 @pytest.mark.parametrize("pooled", [False, True], ids=["process", "pool"])
 def test_q10_b4_a_killed_worker_is_an_error_within_two_seconds(pooled, end):
@@ -348,7 +344,6 @@ def test_q13_flowstatus_follows_the_run(sequence):
     assert made.process_names() == [["double-0", "double-1"]]
 
 
-@needs_processes
 def test_q13_flowstatus_counts():
     made = Sequence(ProcessStep(times_two, 2, name="double"), multiprocessing.Queue(3))
     assert len(results(made, range(100))) == 100
@@ -430,7 +425,6 @@ def test_b12_the_api_of_the_document(sequence):
     assert ProcessStep(abs, 2, True, "size") == ProcessStep(workerfn=abs, nworkers=2, deamonize=False, name="size")
 
 
-@needs_processes
 def test_b13_any_start_method_and_no_main_guard(tmp_path):
     for method in multiprocessing.get_all_start_methods():
         script = tmp_path / f"{method}.py"
@@ -458,7 +452,6 @@ def test_b13_a_sequence_runs_in_a_thread(sequence):
     assert found == [0, 2, 4, 6, 8]
 
 
-@needs_processes
 def test_b14_a_pool_works_on_the_next_list_while_one_is_unfinished(tmp_path):
     flag = tmp_path / "second list was begun"
 
@@ -495,7 +488,6 @@ def test_b17_nothing_is_imported_that_is_not_installed():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
-@needs_processes
 def test_b18_kept_tensors_use_up_no_descriptors(tmp_path):
     script = tmp_path / "descriptors.py"
     script.write_text(
@@ -604,7 +596,6 @@ def test_q17_the_example_irl_runs_as_it_is_written(fgsim, engine, renamed):
     made.stop()
 
 
-@needs_processes
 def test_q17_the_example_irl_runs_as_a_script(fgsim):
     (fgsim / "train.py").write_text(
         REAL

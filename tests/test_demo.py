@@ -21,7 +21,6 @@ from qflow.demo.split import DIGITS, PICTURES
 from qflow.demo.writing import write
 
 SIZE = 2_000_000
-PROCESSES = True  # whether there is a process engine
 
 MAIN = [sys.executable, "-m", "qflow"]
 HOLDS_100MB = "import sys; kept = b'x' * 10**8; "
@@ -180,8 +179,6 @@ def test_the_cache_folder_is_where_xdg_says(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_flow_gives_what_serial_gives(layout: folder.Layout) -> None:
-    if not PROCESSES:
-        pytest.skip("no process engine")
     from qflow import h5
     from qflow.demo.steps import pipeline
 
@@ -267,7 +264,6 @@ def test_the_demo_runs_serially(tmp_path: Path) -> None:
     assert "epoch 2/2" in done.stderr  # the bar
 
 
-@pytest.mark.skipif(not PROCESSES, reason="no process engine")
 def test_the_demo_runs_in_processes_under_a_cap(layout: folder.Layout) -> None:
     done = demo(layout, "--memory", "2GB", "--workers", "2")
     assert done.returncode == 0, done.stderr

@@ -18,10 +18,13 @@ import cloudpickle
 import h5py
 import numpy as np
 import pandas as pd
+import polars
+import pyarrow as arrow
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import sparse
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 import qflow as qf
@@ -306,13 +309,11 @@ def test_every_kind_of_source_goes_through_every_engine(engine: str) -> None:
 
 
 def test_sparse_matrices_are_sources_of_their_rows() -> None:
-    sparse = pytest.importorskip("scipy.sparse")
     for matrix in sparse.csr_array(np.eye(2)), sparse.csr_matrix(np.eye(2)), sparse.coo_array(np.eye(2)):
         assert same([row.toarray().ravel() for row in (matrix | plain)(engine="serial")], list(np.eye(2)))
 
 
 def test_pyarrow_arrays_are_sources_and_tables_say_how_to_get_rows() -> None:
-    arrow = pytest.importorskip("pyarrow")
     assert [each.as_py() for each in (arrow.array([1, 2]) | plain)(engine="serial")] == [1, 2]
     assert [each.as_py() for each in (arrow.chunked_array([[1], [2]]) | plain)(engine="serial")] == [1, 2]
     table = arrow.table({"a": [1, 2]})
@@ -324,7 +325,6 @@ def test_pyarrow_arrays_are_sources_and_tables_say_how_to_get_rows() -> None:
 
 
 def test_polars_takes_the_bar_for_itself_so_source_is_written() -> None:
-    polars = pytest.importorskip("polars")
     series = polars.Series([1, 2])
     assert list((qf.source(series) | plain)(engine="serial")) == [1, 2]
     frame = polars.DataFrame({"a": [1, 2]})

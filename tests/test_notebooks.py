@@ -12,15 +12,12 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
+import nbclient
+import nbformat
 import pytest
-
-nbformat = pytest.importorskip("nbformat")
-nbclient = pytest.importorskip("nbclient")
-pytest.importorskip("ipykernel")
-
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager  # noqa: E402
-from jupyter_client.manager import AsyncKernelManager, KernelManager  # noqa: E402
-from jupyter_core.utils import ensure_event_loop  # noqa: E402
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager, KernelManager
+from jupyter_core.utils import ensure_event_loop
 
 HERE = Path(__file__).parent
 NOTEBOOKS = sorted((HERE.parent / "notebooks").glob("*.ipynb"))
@@ -145,10 +142,6 @@ def cells(tmp_path: Path) -> Iterator[Cells]:
     cells.close()
 
 
-processes = pytest.mark.skipif(
-    not (HERE.parent / "qflow" / "engines" / "processes.py").exists(), reason="the process engine is not written yet"
-)
-
 STEPS = """
 import dataclasses, logging, os, sys, time, warnings
 import qflow as qf
@@ -172,20 +165,17 @@ def numbers():
 """
 
 
-@processes
 def test_functions_and_dataclasses_of_cells_work_in_workers(cells: Cells) -> None:
     cells.run(STEPS)
     assert cells.run("numbers()") == "[0, 10, 20, 30] {True} False\n"
 
 
-@processes
 def test_a_function_edited_in_a_later_cell_is_the_one_that_runs(cells: Cells) -> None:
     cells.run(STEPS)
     cells.run("numbers()")
     assert cells.run("def change(number): return number + 1\nnumbers()") == "[1, 2, 3, 4] {True} False\n"
 
 
-@processes
 def test_a_dataclass_written_anew_is_the_one_that_runs(cells: Cells) -> None:
     cells.run(STEPS)
     cells.run("numbers()")
@@ -194,7 +184,6 @@ def test_a_dataclass_written_anew_is_the_one_that_runs(cells: Cells) -> None:
     assert cells.run("print(next(iter(pipe([Event(7)])))[0])") == "Event(number=70, weight=0.5)\n"
 
 
-@processes
 def test_a_cell_with_steps_run_again_gives_a_pipe_of_the_new_steps(cells: Cells) -> None:
     cells.run(STEPS)
     cells.run("numbers()")
@@ -202,7 +191,6 @@ def test_a_cell_with_steps_run_again_gives_a_pipe_of_the_new_steps(cells: Cells)
     assert cells.run("numbers()") == "[5, 15, 25, 35] {True} False\n"
 
 
-@processes
 @pytest.mark.parametrize(
     "say",
     [
@@ -223,7 +211,6 @@ def test_what_a_worker_says_stands_under_the_running_cell_with_the_steps_name(ce
         assert f"hello from {7 - item}" not in said
 
 
-@processes
 @pytest.mark.parametrize(
     "cell",
     ["for number in pipe([0.05] * 100_000):\n    print(number, flush=True)", "list(pipe([3600]))"],
@@ -244,7 +231,6 @@ def test_an_interrupted_cell_leaves_the_pipe_usable(cells: Cells, cell: str) -> 
     assert cells.run("print(list(pipe([0, 0.1])))").endswith("[0, 0.1]\n")
 
 
-@processes
 def test_a_kernel_with_warm_workers_ends_when_it_is_told_to(cells: Cells) -> None:
     """Jupyter asks the processes of the kernel's group to end, and waits for them before the kernel goes."""
     cells.run(STEPS)

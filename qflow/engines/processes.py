@@ -48,11 +48,12 @@ class Processes(Engine):
         payloads = [pickled(group) for group in plan.groups]
         values = use(source)
         warm = warm_of(flow)
-        crew = warm.take(plan, ordered)
+        session = Session(warm.take(plan, ordered), warm, plan, ordered)
         try:
-            return ProcessRun(Session(crew, warm, plan, payloads, values, ordered), length, flow)
+            session.start(payloads, values)
+            return ProcessRun(session, length, flow)
         except BaseException:
-            warm.give(crew, usable=False)
+            session.close()
             raise
 
     def release(self, flow: Flow[Any, Any]) -> None:
@@ -243,7 +244,7 @@ def _named(call: Any) -> Iterator[Any]:
 class Session:
     """One run of a crew: the feeder thread, and the consumer's side of the last channel."""
 
-    def __init__(self, crew: Crew, warm: Warm, plan: Plan, payloads: list[bytes], values: Iterator[Any], ordered: bool) -> None:
+    def __init__(self, crew: Crew, warm: Warm, plan: Plan, ordered: bool) -> None:
         self.crew, self.warm, self.plan = crew, warm, plan
         self.over = False
         self._pid = os.getpid()
@@ -252,12 +253,14 @@ class Session:
         self._fed = threading.Event()  # not `join`, which would give the threads of `abandon` a name that stays
         self._pulling = False  # the feeder is in the user's source, and may stay there
         self._consuming = threading.RLock()  # held by the consumer while it touches the crew
-        last = len(crew.board.edges) - 1
-        self._cursor = (Cursor if ordered else Loose)(crew.board, last, crew.consumer)
+        self._cursor = (Cursor if ordered else Loose)(crew.board, len(crew.board.edges) - 1, crew.consumer)
         self.began = time.perf_counter()
         self._stats: list[StepStats] | None = None
-        crew.start(payloads)
-        warm.sessions.add(self)
+
+    def start(self, payloads: list[bytes], values: Iterator[Any]) -> None:
+        """Let the workers begin, and the feeder fill."""
+        self.warm.sessions.add(self)
+        self.crew.start(payloads)
         context = contextvars.copy_context()
         threading.Thread(target=context.run, args=(self._feed, values), name="qflow-feeder", daemon=True).start()
 
@@ -400,7 +403,9 @@ class Session:
         """Cancel, and wait until neither consumer nor feeder touches the crew; the user's source may go on."""
         self.over = True
         self.crew.cancel()
-        while not self._pulling and not self._fed.wait(0.02):
+        for _ in range(50):  # a second at most: an interrupted start may have no feeder
+            if self._pulling or self._fed.wait(0.02):
+                break
             self.crew.ring(0)
         with self._feeding:
             pass
