@@ -7,9 +7,11 @@ name and text do, as a `StepError`. Its traceback always travels as text.
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import traceback
 from contextlib import suppress
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -52,13 +54,22 @@ def failure_of(error: BaseException, step: str, path: tuple[int, ...] | None, it
     trace = ""
     if pid is not None:
         try:
-            trace = "".join(traceback.format_exception(error))[-MOST:]
+            trace = "".join(traceback.format_exception(type(error), error, _from_user(error.__traceback__)))[-MOST:]
         except Exception:
             trace = f"<{type(error).__name__}, whose traceback can't be printed>"
     return Failure(_travelling(error), _words(error, step), trace, step, path, what, pid)
 
 
 NO_ITEM: Any = object()
+_HOUSE = os.path.dirname(os.path.dirname(__file__))
+
+
+def _from_user(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback from the first frame that is not qflow's on, or all of it."""
+    below = trace
+    while below is not None and below.tb_frame.f_code.co_filename.startswith(_HOUSE):
+        below = below.tb_next
+    return below or trace
 
 
 def _travelling(error: BaseException) -> bytes | None:
