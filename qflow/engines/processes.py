@@ -18,7 +18,6 @@ import os
 import sys
 import threading
 import time
-import traceback
 import weakref
 from collections.abc import Iterable, Iterator
 from types import ModuleType
@@ -303,7 +302,7 @@ class Session:
 
     def _parcels(self, values: Iterator[Any]) -> Iterator[Parcel]:
         """The source's items through the feed's operators, encoded; a failure is the last."""
-        number, step, item, handing = 0, "source", NO_ITEM, False
+        number, item, handing = 0, NO_ITEM, False
         operators: tuple[Each[Any, Any], ...] = self.plan.feed  # type: ignore[assignment]
         try:
             for value in values:
@@ -322,8 +321,8 @@ class Session:
                 raise
             if isinstance(error, TransportError):
                 error = TransportError(str(error).replace("An item can't", "An item of the source can't"))
-            failure = failure_of(error, step, (number,), item, None)
-            encoded = encode(_with_trace(failure, error))
+            failure = failure_of(error, "source", (number,), item, None)
+            encoded = encode(failure)
             yield Parcel(ERROR, encoded.nbytes, encoded)
 
     # ---- consumer
@@ -458,11 +457,6 @@ class Session:
             busy, items, results = (sum(board.counts[who][k] for who in range(first, first + group.n)) for k in range(3))
             found.append(StepStats(group.name, group.n, items, results, busy / 1e9, busy / 1e9 / seconds / group.n))
         return found
-
-
-def _with_trace(failure: Any, error: BaseException) -> Any:
-    """A failure in the source keeps its traceback, which the same process can show."""
-    return failure._replace(trace="".join(traceback.format_exception(error)))
 
 
 @final

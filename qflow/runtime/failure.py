@@ -51,12 +51,10 @@ def failure_of(error: BaseException, step: str, path: tuple[int, ...] | None, it
             "qflow: a worker's input arrays are read-only; work on `x.copy()`, or write `y = x * 2` in place of `x *= 2`."
         )
     step, what = where if where is not None else (step, None if item is NO_ITEM else describe(item))
-    trace = ""
-    if pid is not None:
-        try:
-            trace = "".join(traceback.format_exception(type(error), error, _from_user(error.__traceback__)))[-MOST:]
-        except Exception:
-            trace = f"<{type(error).__name__}, whose traceback can't be printed>"
+    try:
+        trace = "".join(traceback.format_exception(type(error), error, _from_user(error.__traceback__)))[-MOST:]
+    except Exception:
+        trace = f"<{type(error).__name__}, whose traceback can't be printed>"
     return Failure(_travelling(error), _words(error, step), trace, step, path, what, pid)
 
 

@@ -136,16 +136,15 @@ class Nursery:
     def alive(self) -> bool:
         return not self._dead and self._process.poll() is None
 
-    def close(self, *, wait: bool = True) -> None:
+    def close(self) -> None:
         """Let it go; its workers go with it."""
         self._dead = True
         self._socket.close()
-        if wait:
-            try:
-                self._process.wait(2)
-            except subprocess.TimeoutExpired:  # it may be in the middle of a long import
-                self._process.kill()
-                self._process.wait()
+        try:
+            self._process.wait(2)
+        except subprocess.TimeoutExpired:  # it may be in the middle of a long import
+            self._process.kill()
+            self._process.wait()
 
     def forget(self) -> None:
         """In a forked copy of the parent: give up the lifeline without ending anything."""

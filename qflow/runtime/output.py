@@ -31,13 +31,7 @@ class ToParent(logging.Handler):
             text = record.getMessage()
             if record.exc_info:
                 text += "\n" + logging.Formatter().formatException(record.exc_info)
-            fields = {"name": record.name, "levelno": record.levelno, "levelname": record.levelname, "msg": text[:MOST]}
-            fields |= {
-                "pathname": record.pathname,
-                "lineno": record.lineno,
-                "funcName": record.funcName,
-                "created": record.created,
-            }
+            fields = {key: getattr(record, key) for key in FIELDS} | {"msg": text[:MOST]}
             sys.stderr.write(RECORD + json.dumps(fields) + "\n")
 
 
