@@ -27,9 +27,11 @@ from qflow import engines as engines
 from qflow.errors import (
     GraphError,
     InternalError,
+    NondeterministicStep,
     QFlowError,
     ResourceError,
     StepError,
+    StepTimeout,
     TransportError,
     WorkerDied,
 )
@@ -38,7 +40,7 @@ from qflow.graph.markers import SKIP
 from qflow.graph.marks import filter, map, pool, process, queue, thread
 from qflow.graph.rebatch import rebatch
 from qflow.graph.regroup import pack, repack, unpack
-from qflow.graph.run import Run, run
+from qflow.graph.run import ItemFailure, Run, run
 from qflow.graph.source import mix, source
 
 __version__ = "0.1.0"
@@ -48,10 +50,13 @@ __all__ = [
     "Flow",
     "GraphError",
     "InternalError",
+    "ItemFailure",
+    "NondeterministicStep",
     "QFlowError",
     "ResourceError",
     "Run",
     "StepError",
+    "StepTimeout",
     "TransportError",
     "WorkerDied",
     "engines",
@@ -70,7 +75,7 @@ __all__ = [
     "unpack",
 ]
 
-_LATER = {"h5": "qflow.h5"} | dict.fromkeys(
+_LATER = {"h5": "qflow.h5", "testing": "qflow.testing", "worker": "qflow.runtime.whereabouts"} | dict.fromkeys(
     ["Sequence", "ProcessStep", "PoolStep", "PackStep", "UnpackStep", "RepackStep"], "qflow.compat"
 )
 

@@ -3,6 +3,8 @@
     QFlowError (RuntimeError)
      +-- GraphError        a flow is put together wrongly; raised on the line that is wrong
      +-- StepError         user code failed and its own exception can't travel as it is
+     |    +-- StepTimeout            a step computed longer on an item than its `timeout`
+     |    +-- NondeterministicStep   tried again, a step gave fewer results for the same item
      +-- TransportError    an item can't cross to another process
      +-- WorkerDied        a worker process ended in the middle of the work
      +-- ResourceError     memory, descriptors or processes do not suffice
@@ -35,6 +37,14 @@ class GraphError(QFlowError):
 
 class StepError(QFlowError):
     """User code failed and its exception can't be raised as it was; the text tells what it was."""
+
+
+class StepTimeout(StepError):
+    """A step computed longer on an item than its ``timeout``; the text has the stack of its worker."""
+
+
+class NondeterministicStep(StepError):
+    """A step that was tried again on an item gave fewer results than before, so that the results would be a mix."""
 
 
 class TransportError(QFlowError):
@@ -99,19 +109,22 @@ def blamed(error: BaseException) -> tuple[str, str] | None:
     return found
 
 
-def place(step: str, index: tuple[int, ...] | None, item: str | None, worker: int | None) -> str:
+def place(step: str, index: tuple[int, ...] | None, item: str | None, worker: int | None, attempts: int = 1) -> str:
     """The sentence that says where something failed."""
     path = "" if index is None else f", item {'.'.join(map(str, index))}"
     what = "" if item is None else f" ({item})"
-    return f"in step {step!r}{path}{what}" + ("" if worker is None else f", worker {worker}")
+    tries = "" if attempts == 1 else f", at try {attempts}"
+    return f"in step {step!r}{path}{what}" + ("" if worker is None else f", worker {worker}") + tries
 
 
-def annotate(error: E, step: str, index: tuple[int, ...] | None, item: str | None, worker: int | None = None) -> E:
+def annotate(
+    error: E, step: str, index: tuple[int, ...] | None, item: str | None, worker: int | None = None, *, attempts: int = 1
+) -> E:
     """Add the place as a note, and as attributes on an error of qflow's own."""
     with suppress(Exception):
-        error.add_note("qflow: " + place(step, index, item, worker))
+        error.add_note("qflow: " + place(step, index, item, worker, attempts))
     if isinstance(error, QFlowError):
-        error.step, error.index, error.worker = step, index, worker
+        error.step, error.index, error.worker, error.attempts = step, index, worker, attempts
     return error
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 
-import leaks
 import pytest
 from hypothesis import HealthCheck, settings
 
+from qflow.runtime import nursery
+from qflow.testing import no_leaks as no_leaks
+
 ENGINES = ["serial", "processes"]
 
-leaks.set_tag()
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background; what is interrupted here should hear it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -32,10 +32,11 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    """Fails a test that leaves a process, thread, descriptor, mapping, /dev/shm entry or changed state."""
-    before = leaks.snapshot()
-    yield
-    found = leaks.left_over(before)
-    if found:
-        pytest.fail("left behind:\n  " + "\n  ".join(found), pytrace=False)
+def nothing_is_left(warm_nursery: None, no_leaks: None) -> None:
+    """Every test here is watched."""
+
+
+@pytest.fixture
+def warm_nursery() -> None:
+    """The process that makes workers stays over all tests, so that not each of them loads torch anew."""
+    nursery.acquire()

@@ -54,7 +54,7 @@ AT_ONCE: dict[str, tuple[Callable[[], Any], str, str]] = {
     "using n=0": (lambda: read.using(n=0), "got 0 of type int", "`read.using(n=2)`"),
     "a run's n=0": (lambda: pipe([1], engine="serial", n=0), "got 0 of type int", "`pipe(xs, n=2)`"),
     "workers=2": (lambda: qf.process(workers=2), "no option `workers`", "`qf.process(n=2)`"),  # type: ignore[call-overload]
-    "an unknown option": (lambda: qf.pool(colour=2), "no option `colour`", "`n=` and `name=`"),  # type: ignore[call-overload]
+    "an unknown option": (lambda: qf.pool(colour=2), "no option `colour`", "`n=`, `name=`, `retry=`"),  # type: ignore[call-overload]
     "an unknown option of a run": (lambda: pipe([1], engine="serial", colour=2), "no option `colour`", "`engine=`"),
     "ordered=3": (lambda: pipe([1], engine="serial", ordered=3), "got 3 of type int", "True or False"),
     "an unknown engine": (lambda: pipe([1], engine="serail"), "got 'serail'", "'processes', 'serial'"),

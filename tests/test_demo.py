@@ -14,11 +14,12 @@ import h5py
 import numpy as np
 import pytest
 
-from qflow.demo import bytesizes, cap, folder, report
+from qflow.demo import cap, folder, report
 from qflow.demo.events import EVENT_BYTES
 from qflow.demo.memory import Peak, pss, tree
 from qflow.demo.split import DIGITS, PICTURES
 from qflow.demo.writing import write
+from qflow.graph import bytesizes
 
 SIZE = 2_000_000
 

@@ -26,7 +26,10 @@ PUBLIC = {
     "GraphError",
     "InternalError",
     "QFlowError",
+    "ItemFailure",
+    "NondeterministicStep",
     "ResourceError",
+    "StepTimeout",
     "Run",
     "StepError",
     "TransportError",
@@ -96,6 +99,13 @@ def test_the_language_knows_nothing_of_torch() -> None:
         assert not [
             module for _, module in imports(path) if module.split(".")[0] in ("torch", "numpy", "h5py", "multiprocessing")
         ], path
+
+
+def test_peers_are_imported_by_the_bench_only() -> None:
+    peers = {"torchdata", "loky", "joblib", "mpire", "spdl", "grain", "pypeln"}
+    for path in SOURCES:
+        if layer(module_of(path)) != "bench":
+            assert peers.isdisjoint(module.split(".")[0] for _, module in imports(path)), path
 
 
 def loaded_by(code: str) -> set[str]:

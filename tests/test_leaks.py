@@ -12,8 +12,9 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import leaks
 import pytest
+
+from qflow.testing import leaks
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 ORPHAN = f"import subprocess; print(subprocess.Popen({SLEEP!r}, stdout=subprocess.DEVNULL).pid, flush=True)"
@@ -132,11 +133,27 @@ def test_the_fixture_fails_the_test_that_leaks(tmp_path: Path) -> None:
         "import os\ndef test_leaks(): os.open(os.devnull, os.O_RDONLY)\ndef test_clean(): pass\n"
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(tmp_path)]
-    found = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tests)}, check=False)
+    path = os.pathsep.join([str(tests), *sys.path])
+    found = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False)
     assert found.returncode == 1
     assert "left behind" in found.stdout
     assert "descriptor" in found.stdout
     assert "2 passed, 1 error" in found.stdout
+
+
+def test_a_block_that_leaks_is_an_assertion_error() -> None:
+    with pytest.raises(AssertionError, match=r"left behind:\n  descriptor \d+ -> /dev/null"), leaks.nothing_left(patience=0):
+        undo = descriptor()
+    undo()
+    with leaks.nothing_left():
+        descriptor()()
+
+
+def test_an_error_in_the_block_is_what_is_seen() -> None:
+    with pytest.raises(LookupError), leaks.nothing_left(patience=0):
+        undo = descriptor()
+        raise LookupError
+    undo()
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,10 @@ The task: name the digit that is written over a picture. The digits (scikit-lear
 (scikit-image, scikit-learn) are real; events are tiled from them, as many as asked for, and no digit
 and no picture stands on both sides of the split.
 
-    bytesizes   sizes as text                      steps     transform and collate, and the flow
-    split       what is to train on                model     the network, training, accuracy
-    pictures    the real digits and pictures       memory    peak memory of a tree of processes
-    events      digits written over tiles          cap       a limit on that memory
-    folder      which HDF5 files there are         job       all of it
-    writing     the step that makes them           report    what is printed
-    command     options
+    split       what is to train on                steps     transform and collate, and the flow
+    pictures    the real digits and pictures       model     the network, training, accuracy
+    events      digits written over tiles          memory    peak memory of a tree of processes
+    folder      which HDF5 files there are         cap       a limit on that memory
+    writing     the step that makes them           job       all of it
+    command     options                            report    what is printed
 """

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from qflow.demo import bytesizes
+from qflow.graph import bytesizes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from qflow.demo import bytesizes, cap
+from qflow.demo import cap
 from qflow.errors import WorkerDied
+from qflow.graph import bytesizes
 
 T = TypeVar("T")
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import h5py  # type: ignore[import-untyped]
 
-from qflow.demo import bytesizes
 from qflow.demo.events import EVENT_BYTES
 from qflow.demo.split import Side
+from qflow.graph import bytesizes
 
 RECIPE = 1  # counts changes of what is written
 SEED = 2

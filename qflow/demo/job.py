@@ -15,12 +15,13 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 import qflow as qf
 from qflow import h5
-from qflow.demo import bytesizes, folder, report
+from qflow.demo import folder, report
 from qflow.demo.memory import Peak
 from qflow.demo.model import Learner, learner
 from qflow.demo.report import Epoch, say
 from qflow.demo.steps import Batch, pipeline
 from qflow.demo.writing import write
+from qflow.graph import bytesizes
 
 SAMPLE = 4096  # events of the serial comparison
 LARGE = 10**9  # bytes of data from which one epoch is enough unless said otherwise

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from qflow.demo import bytesizes, folder
+from qflow.demo import folder
 from qflow.demo.events import EVENT_BYTES
 from qflow.demo.memory import Peak
 from qflow.demo.split import DIGITS, PICTURES
+from qflow.graph import bytesizes
 from qflow.graph.run import StepStats
 
 _BAR = 30  # characters of a full bar

@@ -1,59 +1,88 @@
 """Serial: a flow in the caller's thread, one value at a time; it defines what a flow means.
 
-The run is ``toolz.pipe`` over the operators' transforms, so ``print`` and ``pdb`` work in every step.
+The operators stand in one `Row`, so ``print`` and ``pdb`` work in every step; laws test that it gives
+what the operators' transforms give, piped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import copy
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, final
 
-from qflow.errors import annotate, blamed
-from qflow.graph.flow import Flow, through
+from qflow.errors import annotate
+from qflow.graph.flow import Flow
+from qflow.graph.options import RunOptions
 from qflow.graph.plan import Plan
-from qflow.graph.run import Engine, Run
+from qflow.graph.row import Failed, Result, Row, Watch
+from qflow.graph.run import Engine, ItemFailure, Run, Told
 from qflow.graph.source import use
+from qflow.runtime.whereabouts import here
 
 
 @final
 class Serial(Engine):
     """Runs everything in the calling thread; the source is read in ``next``."""
 
-    def start(self, flow: Flow[Any, Any], plan: Plan, source: Iterable[Any], length: int | None, ordered: bool) -> Run[Any]:
-        return SerialRun(plan.operators, source, length)
+    def start(self, flow: Flow[Any, Any], plan: Plan, source: Iterable[Any], length: int | None, options: RunOptions) -> Run[Any]:
+        return SerialRun(plan, source, length, options)
 
 
 @final
 class SerialRun(Run[Any]):
-    """The transforms, piped over the source."""
+    """A row of the plan's operators, given the source's items."""
 
-    def __init__(self, operators: Iterable[Any], source: Iterable[Any], length: int | None) -> None:
-        super().__init__(length)
-        self._taken = 0
-        self._values = through(operators, self._feed(use(source)))
-
-    def _feed(self, values: Iterator[Any]) -> Iterator[Any]:
-        for value in values:
-            yield value
-            del value  # not kept alive while the next one is waited for
-            self._taken += 1
+    def __init__(self, plan: Plan, source: Iterable[Any], length: int | None, options: RunOptions) -> None:
+        super().__init__(length, options)
+        self._results = _results(plan, use(source))
 
     def _next(self) -> Any:
-        try:
-            return next(self._values)
-        except Exception as error:
-            where = blamed(error)
-            if where is not None:
-                annotate(error, where[0], (self._taken,), where[1])
-            elif not isinstance(error, StopIteration):
-                annotate(error, "source", (self._taken,), None)
-            raise
+        path, value, _ = next(self._results)
+        if type(value) is not Failed:
+            return value
+        error = annotate(value.error, value.step, path, value.what, attempts=value.attempts)
+        kept = value.value if self._options.on_error == "collect" else None
+        return Told(ItemFailure(error, value.step, path, value.what, attempts=value.attempts, value=kept))
 
     def close(self) -> None:
         self._over = True
-        close = getattr(self._values, "close", None)
-        if close is not None:
-            close()
+        self._results.close()
+
+
+def _results(plan: Plan, values: Iterator[Any]) -> Generator[Result, None, None]:
+    row = Row([operator.opened() for operator in plan.row], Watch(copy=_kept))
+    number = 0
+    while not row.done:
+        try:
+            value = next(values)
+        except StopIteration:
+            break
+        except Exception as error:
+            annotate(error, "source", (number,), None)
+            yield (number,), Told(ItemFailure(error, "source", (number,), None, fatal=True)), True
+            return
+        try:
+            yield from row.add(value, (number,))
+        finally:
+            here.retries = 0
+        number += 1
+        del value  # not kept alive while the next one is waited for
+    yield from row.finish()
+
+
+def _kept(value: Any) -> Callable[[], Any]:
+    """Keep a value for a step that may change it, fail, and be tried again; the tries count for `whereabouts.attempt`."""
+    here.retries = 0
+    try:
+        kept = copy.deepcopy(value)
+    except Exception:
+        return lambda: _again(value)
+    return lambda: _again(copy.deepcopy(kept))
+
+
+def _again(value: Any) -> Any:
+    here.retries += 1
+    return value
 
 
 engine = Serial()

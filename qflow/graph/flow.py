@@ -20,6 +20,7 @@ from qflow.errors import GraphError, StepError, blame, got
 from qflow.graph import run as runs
 from qflow.graph.function import Function, function_of, function_text, is_function, opened
 from qflow.graph.markers import SKIP
+from qflow.graph.options import NOTHING, Options, Retry
 from qflow.graph.source import check_source, is_source
 
 if TYPE_CHECKING:
@@ -99,6 +100,18 @@ class Operator(Joins[A, B]):
     """Many values come from one, so that it should run before they are spread over workers."""
     user_code: ClassVar[bool] = False
     """It calls functions of the user."""
+    options: Options = NOTHING
+    """What a mark promises."""
+
+    @property
+    def workers(self) -> int | None:
+        """How many workers; None: as many as the run says, else 1."""
+        return 1
+
+    @property
+    def retry(self) -> Retry | None:
+        """What it tries again."""
+        return None
 
     @property
     def operators(self) -> tuple[Operator[Any, Any], ...]:
@@ -108,11 +121,6 @@ class Operator(Joins[A, B]):
     @abstractmethod
     def name(self) -> str:
         """The step's name in plans, errors and statistics."""
-
-    @property
-    def workers(self) -> int | None:
-        """How many workers; None: as many as the run says, else 1."""
-        return 1
 
     @abstractmethod
     def transform(self, values: Iterator[Any]) -> Iterator[Any]:
@@ -124,6 +132,10 @@ class Operator(Joins[A, B]):
 
     def resolve(self) -> Operator[A, B]:
         """Itself with every size read, ready for one run."""
+        return self
+
+    def filled(self, defaults: Options) -> Operator[A, B]:
+        """Itself with a run's defaults where its mark says nothing."""
         return self
 
     def lower(self) -> tuple[Operator[Any, Any], ...]:
@@ -165,6 +177,41 @@ class Each(Operator[A, B]):
 
 class Stream(Operator[A, B]):
     """Shape: a stream in, a stream out; one worker."""
+
+    @abstractmethod
+    def accumulator(self, state: Any = None) -> Accumulator:
+        """Its meaning value by value, from the beginning or from the state of another one on."""
+
+    def transform(self, values: Iterator[Any]) -> Iterator[Any]:
+        kept = self.accumulator()
+        while not kept.done:
+            try:
+                value = next(values)
+            except StopIteration:
+                break
+            yield from kept.add(value)
+            del value  # not kept alive while the next one is waited for
+        yield from kept.finish()
+
+
+class Accumulator(ABC):
+    """A stream at work: takes values, gives results, and keeps what it has not yet given."""
+
+    done = False
+    """It needs no more values."""
+
+    @abstractmethod
+    def add(self, value: Any) -> Iterator[Any]:
+        """The results that a value brings."""
+
+    def finish(self) -> Iterator[Any]:
+        """The results that come when there are no more values."""
+        return iter(())
+
+    @property
+    @abstractmethod
+    def state(self) -> Any:
+        """What must be known to go on from here, in values that can be sent; None: nothing."""
 
 
 def results(result: Any) -> Iterable[Any]:
@@ -302,7 +349,7 @@ class Flow(Joins[A, B]):
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"A flow can't be changed, but {name!r} was set. Join a new one with `|`.")
 
-    def __call__(self, *source: Iterable[A], engine: str | Engine = "processes", ordered: bool = True, **options: Any) -> Run[B]:
+    def __call__(self, *source: Iterable[A], engine: str | Engine = "processes", **options: Any) -> Run[B]:
         """Start a run over ``source``: an iterator of the results, and a context manager.
 
         >>> import qflow as qf
@@ -312,18 +359,27 @@ class Flow(Joins[A, B]):
         Args:
             source: any iterable, read lazily by one thread of this process, no faster than the bounds allow.
             engine: ``"processes"`` (default), ``"serial"``, or an engine of `qflow.engines`.
-            ordered: True: results in the order of the source. False: as they come, with more workers busy.
-            options: ``n``: the number of workers of marks that do not say it.
+            options:
+                ordered: True (default): results in the order of the source. False: as they come, with more workers busy.
+                on_error: ``"raise"`` (default) the first failure, after the results before it; ``"skip"`` failing
+                items, which are counted and listed in ``run.failures``; ``"collect"``: as skip, and the list
+                has the values that failed.
+                max_errors: more skipped items than this end the run with the error of the last.
+                n, retry, timeout, max_items, max_memory: for marks that do not say it; see `process`.
         Raises:
             GraphError: the source or an option is wrong, or the source is an iterator that was used before.
         """
         if len(source) != 1:
             raise GraphError(f"A flow is called with one source, as in `pipe(xs)`, but got {len(source)} arguments.")
-        return runs.start(self, source[0], engine, ordered, options)
+        return runs.start(self, source[0], engine, options)
 
-    def plan(self, *, n: int = 1) -> Plan:
-        """How an engine runs it: groups of steps, their workers and the channels between them."""
-        return runs.plan(self, n)
+    def plan(self, **options: Any) -> Plan:
+        """How an engine runs it: groups of steps, their workers and the channels between them.
+
+        Args:
+            options: as a run has them, ``n`` and the other defaults for marks.
+        """
+        return runs.plan(self, options)
 
     def close(self) -> None:
         """End its warm workers, if any. The flow can be run again."""
@@ -394,10 +450,10 @@ class Sourced(Flow[Any, B]):
     def __ror__(self, other: Any) -> Any:
         raise GraphError(f"{got(other)} stands left of {self!r}, which has a source already. A source can only stand first.")
 
-    def __call__(self, *source: Any, engine: str | Engine = "processes", ordered: bool = True, **options: Any) -> Run[B]:
+    def __call__(self, *source: Any, engine: str | Engine = "processes", **options: Any) -> Run[B]:
         if source:
             raise GraphError(f"{self!r} has a source already, but got {got(source[0])}. Call it without one: `flow()`.")
-        return runs.start(self, self.source, engine, ordered, options)
+        return runs.start(self, self.source, engine, options)
 
     def __iter__(self) -> Iterator[B]:
         return iter(self())

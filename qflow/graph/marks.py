@@ -8,14 +8,29 @@ copies pickle as a name and what was changed, when the name leads to this very s
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from operator import is_
-from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, final, overload
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, final, overload
 
 from qflow.errors import GraphError, describe, got
-from qflow.graph.flow import Each, Filter, Flow, Joins, Map, Operator, Queue, Sourced, Stream, results, row_length, through
+from qflow.graph.flow import (
+    Accumulator,
+    Each,
+    Filter,
+    Flow,
+    Joins,
+    Map,
+    Operator,
+    Queue,
+    Sourced,
+    Stream,
+    results,
+    row_length,
+    through,
+)
 from qflow.graph.function import (
     Composite,
     Function,
@@ -27,6 +42,7 @@ from qflow.graph.function import (
     resolve_name,
 )
 from qflow.graph.markers import CLOSE
+from qflow.graph.options import MarkOptions, Options, Retry, options_of
 from qflow.graph.regroup import grouped
 from qflow.graph.sizes import count
 
@@ -47,10 +63,8 @@ class Step(Each[A, B], Generic[A, B, P, R]):
     user_code = True
     word: ClassVar[str]
 
-    def __init__(
-        self, function: Function, n: int | None, name: str | None, origin: Step[Any, Any, Any, Any] | None = None
-    ) -> None:
-        self.function, self.n, self._name, self._origin = function, n, name, origin
+    def __init__(self, function: Function, options: Options, origin: Step[Any, Any, Any, Any] | None = None) -> None:
+        self.function, self.options, self._origin = function, options, origin
         for attribute in functools.WRAPPER_ASSIGNMENTS:
             if hasattr(function.call, attribute):
                 vars(self)[attribute] = getattr(function.call, attribute)
@@ -58,11 +72,15 @@ class Step(Each[A, B], Generic[A, B, P, R]):
 
     @property
     def name(self) -> str:
-        return self._name or self.function.name
+        return self.options.name or self.function.name
 
     @property
     def workers(self) -> int | None:
-        return self.n
+        return self.options.n
+
+    @property
+    def retry(self) -> Retry | None:
+        return self.options.retry
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         function = self.function
@@ -74,14 +92,18 @@ class Step(Each[A, B], Generic[A, B, P, R]):
             function = vars(self)["_instance"]
         return cast(R, function(*args, **kwargs))
 
-    def using(self, *, n: int | None = None, name: str | None = None) -> Step[A, B, P, R]:
+    def using(self, **options: Unpack[MarkOptions]) -> Step[A, B, P, R]:
         """A copy with other options.
 
         >>> import qflow as qf
         >>> qf.process(n=2)(abs).using(n=8)
         qf.process(n=8)(abs)
         """
-        return self._changed(n=self.n if n is None else count(n, "n", f"{self.name}.using(n=2)"), name=name or self._name)
+        return self._changed(options=options_of(options, self.name + ".using({})").over(self.options))
+
+    def filled(self, defaults: Options) -> Step[A, B, P, R]:
+        options = self.options.over(defaults)
+        return self if options == self.options else self._changed(options=options)
 
     def bind(self, **arguments: Any) -> Step[A, B, P, R]:
         """A copy with keyword arguments of its function fixed.
@@ -93,8 +115,8 @@ class Step(Each[A, B], Generic[A, B, P, R]):
         bound = {**dict(self.function.bound), **arguments}
         return self._changed(function=Function(self.function.call, tuple(bound.items()), self.function.init))
 
-    def _changed(self, function: Function | None = None, n: int | None = None, name: str | None = None) -> Step[A, B, P, R]:
-        return type(self)(function or self.function, n or self.n, name or self._name, self._origin or self)
+    def _changed(self, function: Function | None = None, options: Options | None = None) -> Step[A, B, P, R]:
+        return type(self)(function or self.function, options or self.options, self._origin or self)
 
     def outputs(self, value: Any) -> Iterable[Any]:
         return results(self.function(value))
@@ -107,7 +129,7 @@ class Step(Each[A, B], Generic[A, B, P, R]):
 
     @property
     def _state(self) -> tuple[Any, ...]:
-        return self.function, self.n, self._name
+        return self.function, self.options
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self._state == cast("Step[Any, Any, Any, Any]", other)._state
@@ -125,28 +147,27 @@ class Step(Each[A, B], Generic[A, B, P, R]):
         if name is not None and not name.startswith("__main__:"):
             return find, (name,)
         if self._origin is not None and self._origin.named():
-            return _changed_copy, (self._origin, self.function.bound, self.function.init, self.n, self._name)
-        return type(self), (self.function, self.n, self._name)
+            return _changed_copy, (self._origin, self.function.bound, self.function.init, self.options)
+        return type(self), (self.function, self.options)
 
     def __repr__(self) -> str:
         origin = self._origin or self
         call = origin.function.call
         plain = resolve_name(getattr(call, "__module__", None), getattr(call, "__qualname__", None)) is call
         if plain or getattr(call, "__name__", "") == "<lambda>" or not hasattr(call, "__qualname__"):
-            text = f"qf.{self.word}{_options(self.n, self._name)}({function_text(self.function)})"
+            text = f"qf.{self.word}{_options(self.options.given())}({function_text(self.function)})"
             text += self._built_with(origin)
         else:
             text = callable_text(call) + self._built_with(origin)
-            if (self.n, self._name) != (origin.n, origin._name):
-                text += f".using{_options(self.n, self._name)}"
+            if self.options != origin.options:
+                text += f".using{_options(self.options.given())}"
         return text + (f".bind({arguments_text(self.function.bound)})" if self.function.bound != origin.function.bound else "")
 
     def _built_with(self, origin: Step[Any, Any, Any, Any]) -> str:
         return f"({_call_text(self.function.init)})" if self.function.init != origin.function.init else ""
 
 
-def _options(n: int | None, name: str | None) -> str:
-    given = [(word, value) for word, value in (("n", n), ("name", name)) if value is not None]
+def _options(given: list[tuple[str, Any]]) -> str:
     return f"({arguments_text(given)})" if given else ""
 
 
@@ -162,8 +183,8 @@ def find(name: str) -> Any:
     return resolve_name(module, qualname)
 
 
-def _changed_copy(origin: Step[Any, Any, Any, Any], bound: Any, init: Any, n: int | None, name: str | None) -> Any:
-    return origin._changed(Function(origin.function.call, bound, init), n, name)
+def _changed_copy(origin: Step[Any, Any, Any, Any], bound: Any, init: Any, options: Options) -> Any:
+    return origin._changed(Function(origin.function.call, bound, init), options)
 
 
 @final
@@ -200,7 +221,7 @@ class Pool(Step[A, B, P, R]):
         return items
 
     def lower(self) -> tuple[Operator[Any, Any], ...]:
-        return Scatter(), Elements(self.function, self.n, self.name), Gather()
+        return Scatter(), Elements(self.function, dataclasses.replace(self.options, name=self.name)), Gather()
 
 
 @final
@@ -211,8 +232,8 @@ class Scatter(Each[Any, Any]):
     name = "scatter"
 
     def outputs(self, value: Any) -> Iterable[Any]:
-        yield from grouped(value, "pool")
-        yield CLOSE
+        # The whole list first: what fails in the middle must not leave a list without its CLOSE.
+        return iter([*grouped(value, "pool"), CLOSE])
 
 
 @final
@@ -232,14 +253,27 @@ class Gather(Stream[Any, Any]):
 
     name = "gather"
 
-    def transform(self, values: Iterator[Any]) -> Iterator[Any]:
-        gathered: list[Any] = []
-        for value in values:
-            if value is CLOSE:
-                yield gathered
-                gathered = []
-            else:
-                gathered.append(value)
+    def accumulator(self, state: Any = None) -> Accumulator:
+        return Gathered(state)
+
+
+@final
+class Gathered(Accumulator):
+    """The elements of a list that is not yet closed."""
+
+    def __init__(self, state: Any) -> None:
+        self._list: list[Any] = list(state or ())
+
+    def add(self, value: Any) -> Iterator[Any]:
+        if value is CLOSE:
+            gathered, self._list = self._list, []
+            yield gathered
+        else:
+            self._list.append(value)
+
+    @property
+    def state(self) -> Any:
+        return self._list or None
 
 
 @final
@@ -301,20 +335,14 @@ def _fits(value: Flow[Any, Any] | Operator[Any, Any]) -> bool:
     return bool(value.operators) and all(isinstance(each, Map | Filter) for each in value.operators)
 
 
-def _mark(kind: type[Any], function: Any, n: Any, name: str | None, unknown: dict[str, Any]) -> Any:
+def _mark(kind: type[Any], function: Any, given: Mapping[str, Any]) -> Any:
     word = kind.word
-    if unknown:
-        workers = {"workers", "nworkers", "num_workers"} & set(unknown)
-        hint = "the number of workers is `n=`" if workers else "there are `n=` and `name=`"
-        raise GraphError(f"`qf.{word}` has no option `{next(iter(unknown))}`: {hint}, as in `qf.{word}(n=2)`.")
-    number = None if n is None else count(n, "n", f"qf.{word}(n=2)")
-    if name is not None and not isinstance(name, str):
-        raise GraphError(f"`name` is a text, but got {got(name)}.")
+    options = options_of(given, f"qf.{word}({{}})")
 
     def mark(function: Any, *more: Any) -> Any:
         if more:
             raise GraphError(f"`qf.{word}` takes one argument, the function, but got also {describe(more[0])}.")
-        return kind(_markable(function, word), number, name)
+        return kind(_markable(function, word), options)
 
     return mark if function is _NOTHING else mark(function)
 
@@ -359,22 +387,18 @@ class PoolMark(Protocol):
 
 
 @overload
-def process(function: Joins[X, Y], /, *, n: int | None = ..., name: str | None = ...) -> Step[X, Y, [X], Y]: ...
+def process(function: Joins[X, Y], /, **options: Unpack[MarkOptions]) -> Step[X, Y, [X], Y]: ...
+@overload
+def process(function: type[Called[X, Y]], /, **options: Unpack[MarkOptions]) -> Step[X, Y, ..., Step[X, Y, [X], Y]]: ...
 @overload
 def process(
-    function: type[Called[X, Y]], /, *, n: int | None = ..., name: str | None = ...
-) -> Step[X, Y, ..., Step[X, Y, [X], Y]]: ...
-@overload
-def process(
-    function: Callable[Concatenate[X, P], Iterator[Y]], /, *, n: int | None = ..., name: str | None = ...
+    function: Callable[Concatenate[X, P], Iterator[Y]], /, **options: Unpack[MarkOptions]
 ) -> Step[X, Y, Concatenate[X, P], Iterator[Y]]: ...
 @overload
-def process(
-    function: Callable[Concatenate[X, P], Y], /, *, n: int | None = ..., name: str | None = ...
-) -> Step[X, Y, Concatenate[X, P], Y]: ...
+def process(function: Callable[Concatenate[X, P], Y], /, **options: Unpack[MarkOptions]) -> Step[X, Y, Concatenate[X, P], Y]: ...
 @overload
-def process(*, n: int | None = ..., name: str | None = ...) -> StepMark: ...
-def process(function: Any = _NOTHING, /, *, n: Any = None, name: Any = None, **unknown: Any) -> Any:
+def process(**options: Unpack[MarkOptions]) -> StepMark: ...
+def process(function: Any = _NOTHING, /, **options: Any) -> Any:
     """Run a function in worker processes: one item in, one item out.
 
     >>> import qflow as qf
@@ -391,29 +415,37 @@ def process(function: Any = _NOTHING, /, *, n: Any = None, name: Any = None, **u
             or a chain of `map` and `filter`.
         n: worker processes, at least 1; 1 unless the run says otherwise.
         name: in plans, errors and statistics; the function's name when not given.
+        retry: exceptions to try again, how often, and seconds to wait before, as ``(OSError, 3)`` or
+            ``((OSError, KeyError), 3, 0.5)``. The item comes as it came first, and what an iterator has
+            given by then is not given twice.
+        timeout: seconds that the step may compute without giving a result; then its worker is killed and
+            the item fails with `StepTimeout`, which has the worker's stack. Not in the serial engine.
+        max_items: replace a worker process by a fresh one after so many items, for code that leaks.
+        max_memory: replace it between two items when its private memory is above so many bytes,
+            a number or a text as ``"2GB"``.
     Raises:
         GraphError: an argument is wrong, or the function is marked already.
     """
-    return _mark(Process, function, n, name, unknown)
+    return _mark(Process, function, options)
 
 
 @overload
-def pool(function: Joins[X, Y], /, *, n: int | None = ..., name: str | None = ...) -> Step[Iterable[X], list[Y], [X], Y]: ...
+def pool(function: Joins[X, Y], /, **options: Unpack[MarkOptions]) -> Step[Iterable[X], list[Y], [X], Y]: ...
 @overload
 def pool(
-    function: type[Called[X, Y]], /, *, n: int | None = ..., name: str | None = ...
+    function: type[Called[X, Y]], /, **options: Unpack[MarkOptions]
 ) -> Step[Iterable[X], list[Y], ..., Step[Iterable[X], list[Y], [X], Y]]: ...
 @overload
 def pool(
-    function: Callable[Concatenate[X, P], Iterator[Y]], /, *, n: int | None = ..., name: str | None = ...
+    function: Callable[Concatenate[X, P], Iterator[Y]], /, **options: Unpack[MarkOptions]
 ) -> Step[Iterable[X], list[Y], Concatenate[X, P], Iterator[Y]]: ...
 @overload
 def pool(
-    function: Callable[Concatenate[X, P], Y], /, *, n: int | None = ..., name: str | None = ...
+    function: Callable[Concatenate[X, P], Y], /, **options: Unpack[MarkOptions]
 ) -> Step[Iterable[X], list[Y], Concatenate[X, P], Y]: ...
 @overload
-def pool(*, n: int | None = ..., name: str | None = ...) -> PoolMark: ...
-def pool(function: Any = _NOTHING, /, *, n: Any = None, name: Any = None, **unknown: Any) -> Any:
+def pool(**options: Unpack[MarkOptions]) -> PoolMark: ...
+def pool(function: Any = _NOTHING, /, **options: Any) -> Any:
     """Run a function on every element of a list, in worker processes: a list in, a list out.
 
     >>> import qflow as qf
@@ -424,30 +456,26 @@ def pool(function: Any = _NOTHING, /, *, n: Any = None, name: Any = None, **unkn
     as `process` treats an item. Order: kept, in the list and of the lists. Runs in: ``n`` processes.
 
     Args:
-        function, n, name: as in `process`.
+        function, options: as in `process`.
     Raises:
         GraphError: as in `process`; or, when it comes, an item is not a list.
     """
-    return _mark(Pool, function, n, name, unknown)
+    return _mark(Pool, function, options)
 
 
 @overload
-def thread(function: Joins[X, Y], /, *, n: int | None = ..., name: str | None = ...) -> Step[X, Y, [X], Y]: ...
+def thread(function: Joins[X, Y], /, **options: Unpack[MarkOptions]) -> Step[X, Y, [X], Y]: ...
+@overload
+def thread(function: type[Called[X, Y]], /, **options: Unpack[MarkOptions]) -> Step[X, Y, ..., Step[X, Y, [X], Y]]: ...
 @overload
 def thread(
-    function: type[Called[X, Y]], /, *, n: int | None = ..., name: str | None = ...
-) -> Step[X, Y, ..., Step[X, Y, [X], Y]]: ...
-@overload
-def thread(
-    function: Callable[Concatenate[X, P], Iterator[Y]], /, *, n: int | None = ..., name: str | None = ...
+    function: Callable[Concatenate[X, P], Iterator[Y]], /, **options: Unpack[MarkOptions]
 ) -> Step[X, Y, Concatenate[X, P], Iterator[Y]]: ...
 @overload
-def thread(
-    function: Callable[Concatenate[X, P], Y], /, *, n: int | None = ..., name: str | None = ...
-) -> Step[X, Y, Concatenate[X, P], Y]: ...
+def thread(function: Callable[Concatenate[X, P], Y], /, **options: Unpack[MarkOptions]) -> Step[X, Y, Concatenate[X, P], Y]: ...
 @overload
-def thread(*, n: int | None = ..., name: str | None = ...) -> StepMark: ...
-def thread(function: Any = _NOTHING, /, *, n: Any = None, name: Any = None, **unknown: Any) -> Any:
+def thread(**options: Unpack[MarkOptions]) -> StepMark: ...
+def thread(function: Any = _NOTHING, /, **options: Any) -> Any:
     """Run a function in threads of one worker process, for work that waits or releases the GIL.
 
     >>> import qflow as qf
@@ -457,11 +485,11 @@ def thread(function: Any = _NOTHING, /, *, n: Any = None, name: Any = None, **un
     Each, as `process`; a class is built once per thread. Runs in: one process with ``n`` threads.
 
     Args:
-        function, n, name: as in `process`.
+        function, options: as in `process`.
     Raises:
         GraphError: as in `process`.
     """
-    return _mark(Thread, function, n, name, unknown)
+    return _mark(Thread, function, options)
 
 
 @overload

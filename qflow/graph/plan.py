@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qflow.graph.flow import Each, Operator, Queue, through
+from qflow.graph.options import NOTHING, Options
 
 SMALL = 64 * 1024  # bytes of small items that an unwritten queue lets wait
 
@@ -30,6 +31,7 @@ class Group:
     operators: tuple[Operator[Any, Any], ...]
     n: int
     placement: str
+    options: Options = NOTHING
 
     @property
     def stream(self) -> bool:
@@ -61,6 +63,11 @@ class Plan:
     groups: tuple[Group, ...]
     bounds: tuple[int | None, ...]
     operators: tuple[Operator[Any, Any], ...] = ()
+
+    @property
+    def row(self) -> tuple[Operator[Any, Any], ...]:
+        """All operators as they run, in order."""
+        return (*self.feed, *(operator for group in self.groups for operator in group.operators))
 
     @property
     def workers(self) -> tuple[int, ...]:
@@ -132,9 +139,9 @@ class _Draft:
         return self.n == 1 or all(isinstance(operator, Each) and not operator.expands for operator in operators)
 
 
-def make_plan(operators: Sequence[Operator[Any, Any]], n: int) -> Plan:
-    """Resolve sizes, lower, fuse and name; ``n`` is for marks that do not say how many workers."""
-    resolved = tuple(operator.resolve() for operator in operators)
+def make_plan(operators: Sequence[Operator[Any, Any]], defaults: Options) -> Plan:
+    """Resolve sizes, lower, fuse and name; the defaults are for marks that say nothing."""
+    resolved = tuple(operator.resolve().filled(defaults) for operator in operators)
     flat = [part for operator in resolved for part in operator.lower()]
     feed: list[Operator[Any, Any]] = []
     drafts: list[_Draft] = []
@@ -157,7 +164,7 @@ def make_plan(operators: Sequence[Operator[Any, Any]], n: int) -> Plan:
             settle(None)
             bounds[-1] = operator.maxsize
         elif operator.placement is not None:
-            draft = _Draft([operator], operator.workers or n, operator.placement, operator)
+            draft = _Draft([operator], operator.workers or 1, operator.placement, operator)
             settle(draft)
             drafts.append(draft)
             bounds.append(None)
@@ -179,4 +186,5 @@ def _named(drafts: Sequence[_Draft]) -> Iterator[Group]:
         names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
         free = next(name for name in names if name not in seen)
         seen.add(free)
-        yield Group(free, tuple(draft.operators), draft.n, draft.placement)
+        options = draft.marked.options if draft.marked else NOTHING
+        yield Group(free, tuple(draft.operators), draft.n, draft.placement, options)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final
 
 from qflow.errors import GraphError, blame, got
+from qflow.graph.flow import Accumulator
 from qflow.graph.regroup import Sized
 from qflow.graph.sizes import Size, read_size
 
@@ -99,43 +100,59 @@ class Rebatch(Sized[Any]):
 
     word = "rebatch"
 
-    def transform(self, values: Iterator[Any]) -> Iterator[Any]:
-        size = missing = read_size(self.size, "size", "qf.rebatch(64)")
-        parts: list[Batch] = []
-        form: str | None = None
-        for value in values:
-            batch = self._checked(value, form)
-            form = form or batch.form()
-            start = 0
-            while start < batch.rows:
-                stop = min(start + missing, batch.rows)
-                parts.append(batch.cut(start, stop))
-                start, missing = stop, missing - (stop - start)
-                if not missing:
-                    missing = size
-                    yield self._joined(parts)
-            del value, batch  # not kept alive while the next one is waited for
-        if parts and not self.drop_last:
-            yield self._joined(parts)
+    def accumulator(self, state: Any = None) -> Accumulator:
+        return Rows(self, state)
 
-    def _checked(self, value: Any, form: str | None) -> Batch:
+
+@final
+class Rows(Accumulator):
+    """The rows of a batch that is not yet full, and the form that all items must have."""
+
+    def __init__(self, operator: Rebatch, state: Any) -> None:
+        self._size, self._drop_last = read_size(operator.size, "size", "qf.rebatch(64)"), operator.drop_last
+        self._form: str | None
+        self._form, values = state or (None, [])
+        self._parts = [batch_of(value) for value in values]
+        self._missing = self._size - sum(part.rows for part in self._parts)
+
+    def add(self, value: Any) -> Iterator[Any]:
+        batch = self._checked(value)
+        del value  # not kept alive while the next one is waited for
+        start = 0
+        while start < batch.rows:
+            stop = min(start + self._missing, batch.rows)
+            self._parts.append(batch.cut(start, stop))
+            start, self._missing = stop, self._missing - (stop - start)
+            if not self._missing:
+                self._missing = self._size
+                yield self._joined()
+
+    def finish(self) -> Iterator[Any]:
+        if self._parts and not self._drop_last:
+            yield self._joined()
+
+    @property
+    def state(self) -> Any:
+        return self._form and (self._form, [part.value() for part in self._parts])
+
+    def _checked(self, value: Any) -> Batch:
         """The item as a batch, of the form that the first one had."""
         try:
             batch = batch_of(value)
-            if form is not None and batch.form() != form:
+            form = self._form = self._form or batch.form()
+            if batch.form() != form:
                 raise GraphError(f"`rebatch` joins items of one form: the first was {form}, but this one is {batch.form()}.")
         except GraphError as error:
-            raise blame(error, self.word, value) from None
+            raise blame(error, "rebatch", value) from None
         return batch
 
-    def _joined(self, parts: list[Batch]) -> Any:
+    def _joined(self) -> Any:
         """The parts as one item; the list is emptied, so that they are not kept alive while the consumer works."""
-        taken = parts.copy()
-        parts.clear()
+        taken, self._parts = self._parts, []
         try:
             return join(taken)
         except Exception as error:  # what only the library can tell apart: devices, fields of structured types
-            blame(error, self.word, taken[-1].value())
+            blame(error, "rebatch", taken[-1].value())
             raise
 
 

@@ -7,12 +7,11 @@ repack(2)   [1] [2, 3] [4]   ->  [1, 2] [3, 4]
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar, final
 
 from qflow.errors import GraphError, blame, got
-from qflow.graph.flow import Each, Operator, Stream
+from qflow.graph.flow import Accumulator, Each, Operator, Stream
 from qflow.graph.sizes import Size, read_size, show_size, size
 from qflow.graph.source import is_grouped
 
@@ -42,15 +41,6 @@ class Sized(Stream[A, Any]):
     def resolve(self) -> Operator[Any, Any]:
         return type(self)(read_size(self.size, "size", f"qf.{self.word}(64)"), self.drop_last)
 
-    def groups(self, values: Iterator[Any]) -> Iterator[list[Any]]:
-        """Lists of ``size`` values; the last may be shorter unless dropped."""
-        number = read_size(self.size, "size", f"qf.{self.word}(64)")
-        # Not toolz.partition_all: it reads one group ahead, which delays each list and loses one at an error.
-        while group := list(islice(values, number)):
-            if len(group) == number or not self.drop_last:
-                yield group
-            del group  # not kept alive while the next one is collected
-
     def __eq__(self, other: object) -> bool:
         return (
             type(self) is type(other)
@@ -66,13 +56,43 @@ class Sized(Stream[A, Any]):
 
 
 @final
+class Group(Accumulator):
+    """The elements of a group that is not yet full."""
+
+    def __init__(self, regroup: Sized[Any], state: Any, elements: Callable[[Any], Iterable[Any]]) -> None:
+        self._size, self._drop_last = read_size(regroup.size, "size", f"qf.{regroup.word}(64)"), regroup.drop_last
+        self._elements = elements
+        self._group: list[Any] = list(state or ())
+
+    def add(self, value: Any) -> Iterator[Any]:
+        # Not toolz.partition_all: it reads one group ahead, which delays each list and loses one at an error.
+        for element in self._elements(value):
+            self._group.append(element)
+            if len(self._group) == self._size:
+                yield self._emptied()
+            del element  # not kept alive while the next one is made
+
+    def finish(self) -> Iterator[Any]:
+        if self._group and not self._drop_last:
+            yield self._emptied()
+
+    def _emptied(self) -> list[Any]:
+        group, self._group = self._group, []
+        return group
+
+    @property
+    def state(self) -> Any:
+        return self._group or None
+
+
+@final
 class Pack(Sized[Any]):
     """Groups items into lists; see `pack`."""
 
     word = "pack"
 
-    def transform(self, values: Iterator[Any]) -> Iterator[Any]:
-        return self.groups(values)
+    def accumulator(self, state: Any = None) -> Accumulator:
+        return Group(self, state, lambda value: (value,))
 
     def length(self, items: int) -> int | None:
         number = read_size(self.size, "size", "qf.pack(64)")
@@ -85,8 +105,8 @@ class Repack(Sized[Iterable[Any]]):
 
     word = "repack"
 
-    def transform(self, values: Iterator[Any]) -> Iterator[Any]:
-        return self.groups(chain.from_iterable(grouped(value, "repack") for value in values))
+    def accumulator(self, state: Any = None) -> Accumulator:
+        return Group(self, state, lambda value: grouped(value, "repack"))
 
 
 @final

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overload
 
 from qflow.errors import GraphError, got
+from qflow.graph.options import MARK_WORDS, RunOptions, options_of
 from qflow.graph.source import check_source, source_length
 
 if TYPE_CHECKING:
@@ -28,21 +30,57 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
+@dataclasses.dataclass(frozen=True)
+class ItemFailure:
+    """An item that failed: what happened, and where.
+
+    Attributes:
+        error: the exception, with its worker's traceback as cause.
+        step: the step that failed.
+        index: the item's index path: its number in the source, then its position among the results of each iterator.
+        item: its type, shape or short repr.
+        worker: process id of the worker, None where there is none.
+        attempts: how often it was tried.
+        value: with ``on_error="collect"`` what the step was given, if it can be sent; else None.
+        fatal: no policy may skip it: the source itself failed, or a step gave up.
+    """
+
+    error: BaseException
+    step: str
+    index: tuple[int, ...] | None
+    item: str | None
+    worker: int | None = None
+    attempts: int = 1
+    value: Any = None
+    fatal: bool = False
+
+
+class Told(NamedTuple):
+    """What an engine gives in place of a result; never a value, which may be an `ItemFailure` of another run."""
+
+    failure: ItemFailure
+
+
 class Run(ABC, Iterator[B], Generic[B]):
     """The results of one run, one by one, in order; closes itself at the end, on an error and when dropped.
 
     As a context manager it is closed when the block is left. ``len(run)`` is the number of results
     where it can be known before they came (a step is taken to give one result an item unless it is
     written as a generator), else TypeError. Iterating an exhausted run is a GraphError.
+
+    Attributes:
+        failures: the items that failed so far, in order; with ``on_error="raise"`` at most one.
     """
 
-    def __init__(self, length: int | None) -> None:
+    def __init__(self, length: int | None, options: RunOptions) -> None:
         self._length = length
+        self._options = options
         self._over = False
+        self.failures: list[ItemFailure] = []
 
     @abstractmethod
-    def _next(self) -> B:
-        """The next result, or StopIteration at the end."""
+    def _next(self) -> B | Told:
+        """The next result or failure, or StopIteration at the end."""
 
     @abstractmethod
     def close(self) -> None:
@@ -61,11 +99,25 @@ class Run(ABC, Iterator[B], Generic[B]):
         if self._over:
             raise StopIteration
         try:
-            return self._next()
+            while True:
+                result = self._next()
+                if type(result) is not Told:
+                    return cast(B, result)
+                self._note(result.failure)
         except BaseException:
             self._over = True
             self.close()
             raise
+
+    def _note(self, failure: ItemFailure) -> None:
+        """List a failure, and raise it if it is not to be skipped."""
+        self.failures.append(failure)
+        most = self._options.max_errors
+        if failure.fatal or self._options.on_error == "raise":
+            raise failure.error
+        if most is not None and len(self.failures) > most:
+            failure.error.add_note(f"qflow: {len(self.failures)} items have failed, more than max_errors={most}.")
+            raise failure.error
 
     def __len__(self) -> int:
         if self._length is None:
@@ -97,6 +149,12 @@ class StepStats:
         results: values given so far.
         busy: seconds its workers spent in the step's code, summed.
         share: ``busy`` per worker over the run's seconds so far, 0 to 1: near 1 is the bottleneck.
+        failed: items that failed in it and were skipped, or ended the run.
+        retried: tries after the first.
+        died: workers that died and were replaced.
+        recycled: workers that were replaced by ``max_items`` or ``max_memory``.
+
+    Items in the hands of a worker that died are taken again, and counted again.
     """
 
     name: str
@@ -105,13 +163,17 @@ class StepStats:
     results: int
     busy: float
     share: float
+    failed: int = 0
+    retried: int = 0
+    died: int = 0
+    recycled: int = 0
 
 
 class Engine(ABC):
     """A way to run a plan."""
 
     @abstractmethod
-    def start(self, flow: Flow[Any, Any], plan: Plan, source: Iterable[Any], length: int | None, ordered: bool) -> Run[Any]:
+    def start(self, flow: Flow[Any, Any], plan: Plan, source: Iterable[Any], length: int | None, options: RunOptions) -> Run[Any]:
         """Check the source and start to fill; the flow owns what is kept warm."""
 
     def release(self, flow: Flow[Any, Any]) -> None:  # noqa: B027  most engines keep nothing
@@ -140,11 +202,11 @@ def engine_of(wanted: str | Engine) -> Engine:
     return found
 
 
-def plan(flow: Flow[Any, Any], n: int) -> Plan:
+def plan(flow: Flow[Any, Any], options: dict[str, Any]) -> Plan:
     """The flow's plan for this moment: sizes read, workers counted."""
     from qflow.graph.plan import make_plan
 
-    return make_plan(flow.operators, n)
+    return make_plan(flow.operators, options_of(options, "pipe(xs, {})"))
 
 
 def length(flow: Flow[Any, Any], source: Any) -> int:
@@ -157,26 +219,28 @@ def length(flow: Flow[Any, Any], source: Any) -> int:
     return known
 
 
-def start(flow: Flow[Any, Any], source: Any, engine: str | Engine, ordered: bool, options: dict[str, Any]) -> Run[Any]:
+def start(flow: Flow[Any, Any], source: Any, engine: str | Engine, given: dict[str, Any]) -> Run[Any]:
     """Check everything that can be checked, then let the engine begin."""
     from qflow.graph.flow import row_length
-    from qflow.graph.sizes import count
 
     check_source(source, explicit=True)
-    n = options.pop("n", 1)
-    if options:
-        raise GraphError(f"A run has no option `{next(iter(options))}`: there are `engine=`, `ordered=` and `n=`.")
-    if not isinstance(ordered, bool):
-        raise GraphError(f"`ordered` is True or False, but got {got(ordered)}.")
+    own = {field.name for field in dataclasses.fields(RunOptions)}
+    defaults = {word: value for word, value in given.items() if word not in own}
+    unknown = next((word for word in defaults if word not in MARK_WORDS or word == "name"), None)
+    if unknown is not None:
+        words = ", ".join(f"`{word}=`" for word in ("engine", *sorted(own), *sorted(MARK_WORDS - {"name"})))
+        raise GraphError(f"A run has no option `{unknown}`: there are {words}.")
+    options = RunOptions(**{word: value for word, value in given.items() if word in own})
     chosen = engine_of(engine)
-    planned = plan(flow, count(n, "n", "pipe(xs, n=2)"))
-    return chosen.start(flow, planned, source, row_length(planned.operators, source_length(source)), ordered)
+    planned = plan(flow, defaults)
+    return chosen.start(flow, planned, source, row_length(planned.operators, source_length(source)), options)
 
 
 def release(flow: Flow[Any, Any]) -> None:
     """End what any loaded engine keeps warm for a flow."""
-    for engine in _engines.values():
-        if isinstance(engine, Engine):
+    for known in _engines.values():  # also one whose module was imported, and never asked for by its name
+        engine = getattr(sys.modules.get(known), "engine", None) if isinstance(known, str) else known
+        if engine is not None:
             engine.release(flow)
 
 

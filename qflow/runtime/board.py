@@ -5,19 +5,21 @@ Every word is a native-aligned 64-bit number with one writer at a time. The word
 
     head[lane]          item << SHIFT | entries published for it; the store is the commit
     entry[lane, k]      cell << 3 | kind
-    cell[c]             0: free; the tag of the entry it holds; KEPT: a taker keeps a view on it
+    cell[c]             0: free; the tag of the entry it holds; KEPT | w: taker w keeps a view on it
     cell_wait[a]        producer a waits for a cell
     taken               lanes below this are wholly taken
     total               number of items of the edge + 1, once it is known
     taker_wait          who waits for an entry, and of which item
     lane_wait           who waits for ``taken`` to grow
 
-Words of participant ``w``: its hand (the cursor it took) and its job (the item it works on).
+Words of participant ``w``: its hand (the cursor it took), its job (the item it works on), and what it is `at`
+(the user code that runs). They outlive a worker, and its replacement goes on from them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import MutableSequence
 from itertools import accumulate
 from typing import Any
@@ -36,6 +38,17 @@ MOST_DEPTH = 64  # entries of a lane that are not yet taken
 VIEWS = 3  # cells of one producer that one taker may keep views on; beyond, values are copies
 
 Words = MutableSequence[int]
+
+
+class Phase(enum.IntEnum):
+    """What a worker does with user data when it dies, and so what the death is charged to."""
+
+    IDLE = 0
+    LOAD = 1  # building the item; the step that made it is to blame
+    RUN = 2
+    SEND = 3  # encoding a result, and copying it into its cell
+    OPEN = 4  # building the user's classes
+    LEFT = 5  # ended by itself, to be replaced by a fresh one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,11 +160,13 @@ class Board:
     """All words of a run, cut out of one row of them; `words_needed` says how long it must be.
 
     ``job`` of a worker: 0 the item it claimed + 1, 1 the entry's place, 2 the place after it, 3 the entry,
-    4 the item it finished + 1.
-    ``counts``: 0 nanoseconds in the step's code, 1 values taken, 2 results given.
+    4 the item it finished + 1; of a stream: see `streaming`.
+    ``at``: 0 the phase of its work on user data (`Phase`), 1 the entry's place + 1, 2 how many calls of
+    user code that item has had, 3 nanoseconds of the monotonic clock when this one began.
+    ``counts``: 0 nanoseconds in the step's code, 1 values taken, 2 results given, 3 tries after the first.
     """
 
-    HAND, JOB, COUNTS = 2, 5, 3
+    HAND, JOB, AT, COUNTS = 2, 11, 4, 4
 
     def __init__(self, shape: Shape, words: Any) -> None:
         self.shape, self._words, self._at = shape, words, 0
@@ -159,6 +174,7 @@ class Board:
         self.edges = [Edge(edge, first, self._cut) for edge, first in zip(shape.edges, shape.first, strict=False)]
         self.hand: list[Any] = [self._cut(self.HAND) for _ in range(shape.participants)]
         self.job = [self._cut(self.JOB) for _ in range(shape.participants)]
+        self.at = [self._cut(self.AT) for _ in range(shape.participants)]
         self.counts = [self._cut(self.COUNTS) for _ in range(shape.participants)]
 
     def _cut(self, count: int) -> Any:
@@ -169,4 +185,4 @@ class Board:
 def words_needed(shape: Shape) -> int:
     """How many words a board of this shape has."""
     per_edge = (edge.window * (1 + edge.depth) + edge.producers * (edge.cells + 1) + 4 for edge in shape.edges)
-    return 1 + sum(per_edge) + shape.participants * (Board.HAND + Board.JOB + Board.COUNTS)
+    return 1 + sum(per_edge) + shape.participants * (Board.HAND + Board.JOB + Board.AT + Board.COUNTS)

@@ -3,6 +3,7 @@
 A crew is made once and reset between runs: all words to zero but those of cells on which somebody keeps
 views, cursors drained and written anew. A run that is cut short is cancelled: one word, a ring for
 everybody, a poisoned cursor for those who wait for theirs; who is not at rest after `GRACE` is killed.
+During a run a `Supervisor` has the control sockets; the consumer's thread only hears its bell.
 """
 
 from __future__ import annotations
@@ -11,56 +12,66 @@ import contextlib
 import os
 import pickle
 import select
-import signal
 import socket
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
-from qflow.errors import QFlowError, ResourceError, WorkerDied, annotate, describe, place
+from qflow.errors import ResourceError
 from qflow.graph.plan import Plan
 from qflow.runtime import nursery, output
-from qflow.runtime.board import KEPT, POISON, Board, shape_of, words_needed
-from qflow.runtime.codec import decode
+from qflow.runtime.board import KEPT, POISON, Board, Phase, shape_of, words_needed
+from qflow.runtime.child import Child, ended, kill
+from qflow.runtime.environment import for_workers
+from qflow.runtime.ledger import Orders
+from qflow.runtime.log import REGIONS
 from qflow.runtime.memory import Cells, anonymous, bytes_needed, mapped, stride_for, words_of
-from qflow.runtime.worker import CURSOR, Berth, Start, receive_message, send_message
+from qflow.runtime.needs import check_descriptors
+from qflow.runtime.supervisor import Supervisor
+from qflow.runtime.worker import CURSOR, Berth, Start, send_message
 
 GRACE = 0.5  # seconds that user code has to finish when a run is cut short
 
 
 class Member(NamedTuple):
-    """One worker process."""
+    """One worker process: its group's number and its participants, its ends, and where its stack is written."""
 
     group: int
     participants: tuple[int, ...]
-    pid: int
-    pidfd: int
+    child: Child
     control: socket.socket
+    fault: int
+
+    def close(self) -> None:
+        """Let go of what leads to it."""
+        self.control.close()
+        self.child.close()
+        os.close(self.fault)
 
 
 class Crew:
     """Workers, channels and bells for one plan."""
 
-    def __init__(self, plan: Plan, ordered: bool, preload: Sequence[str] = ()) -> None:
+    def __init__(self, plan: Plan, ordered: bool, preload: Sequence[str] = (), start: str = "forkserver") -> None:
+        self.start_method = start
         self.key = key_of(plan, ordered)
         self.plan = plan
         self.shape = shape_of(plan, ordered=ordered)
         self.names = tuple(group.name for group in plan.groups)
-        self._shipped: list[bytes | None] = [None] * len(plan.groups)
+        self.shipped: list[bytes] = [b""] * len(plan.groups)
         self.leased: set[int] = set()  # cells of the last edge on which the consumer keeps views
-        self._kept: dict[int, list[tuple[int, int]]] = {}  # what each member's step keeps views on: edge and cell
-        self._resting: set[int] = set()
+        self._pinned: set[int] = set()  # those that a forked copy of this process may see, for ever
+        self._kept: dict[int, list[tuple[int, int, int]]] = {}  # what each member's step keeps views on: edge, cell, who
         self.modules: Any = ()
         self.broken = False
         self._ending: Callable[[], BaseException] | None = None
         self._fds = contextlib.ExitStack()
-        self.members: list[Member] = []
+        self.members: dict[int, Member] = {}
         self.forwarders: list[output.Forwarder] = []
         self.nursery: nursery.Nursery | None = None
-        self._watched: dict[int, Callable[[], None]] = {}
+        self.supervisor: Supervisor | None = None
         try:
             self._build(plan, preload)
         except OSError as error:
@@ -75,58 +86,87 @@ class Crew:
     def _build(self, plan: Plan, preload: Sequence[str]) -> None:
         """Cut the memory, make bells and cursors, then hire."""
         shape = self.shape
-        stride = stride_for(sum(edge.producers * edge.large for edge in shape.edges))
-        self._strides = (stride,) * len(shape.edges)
+        processes = tuple(self._processes(plan))
+        streams = [number for number, group in enumerate(plan.groups) if group.stream]
+        check_descriptors(shape, len(processes), len(streams))
+        if processes:  # first: a nursery that is a copy of this process must have none of this crew's descriptors
+            self.nursery = nursery.acquire(self.start_method)
+        stride = stride_for(sum(edge.producers * edge.large for edge in shape.edges) + REGIONS * len(streams))
+        strides = (stride,) * len(shape.edges)
         words = self._own(anonymous("words", 8 * words_needed(shape)))
-        self._edge_fds = [self._own(anonymous(f"edge-{e}", bytes_needed(edge, stride))) for e, edge in enumerate(shape.edges)]
+        edges = tuple(self._own(anonymous(f"edge-{e}", bytes_needed(edge, stride))) for e, edge in enumerate(shape.edges))
+        logs = {number: self._own(anonymous(f"log-{number}", REGIONS * stride)) for number in streams}
         self._words = words_of(words, words_needed(shape))
         self.board = Board(shape, self._words)
+        self.bells = [self._own(os.eventfd(0, os.EFD_CLOEXEC)) for _ in range(shape.participants)]
+        self.cursors = [self._pipe() for _ in plan.groups]
+        outputs = tuple(self._outputs(name) for name in self.names)
+        self.berth = Berth(
+            shape,
+            strides,
+            processes,
+            self.names,
+            words,
+            edges,
+            tuple(self.bells),
+            tuple(self.cursors),
+            outputs,
+            logs,
+            {},
+            {},
+        )
         self.first_cells = self._cells(0)
         self.last_cells = self._cells(-1) if len(shape.edges) > 1 else self.first_cells
-        self.bells = [self._own(os.eventfd(0, os.EFD_CLOEXEC)) for _ in range(shape.participants)]
-        self.cursors = [(self._own(read), self._own(write)) for read, write in (os.pipe() for _ in plan.groups)]
-        self._hire(words, tuple(self._processes(plan)), preload)
-        self._watch()
+        self.hire(range(len(self.berth.processes)), preload)
+        self._poll = select.poll()
+        for fd in (self.bells[self.consumer], *self._outs):
+            self._poll.register(fd, select.POLLIN)
 
-    def _hire(self, words: int, processes: tuple[tuple[int, tuple[int, ...]], ...], preload: Sequence[str]) -> None:
-        """Let the nursery make the processes, with their ends of everything."""
+    def _outputs(self, name: str) -> tuple[int, int]:
+        """Pipes for what a step's workers print -> their ends; they stay open here, for workers to come."""
+        (out, out_end), (err, err_end) = self._pipe(), self._pipe()
+        self.forwarders = [*self.forwarders, output.Forwarder(name, out, err)]
+        return out_end, err_end
+
+    @property
+    def _outs(self) -> dict[int, output.Forwarder]:
+        return {fd: forwarder for forwarder in self.forwarders for fd in (forwarder.out, forwarder.err)}
+
+    def hire(self, numbers: Sequence[int], preload: Sequence[str] = ()) -> None:
+        """Let the nursery make these processes, with their ends of everything."""
+        if not numbers:
+            return
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
-            outputs = []
-            for name in self.names:
-                (out, out_end), (err, err_end) = _pipe(theirs), _pipe(theirs)
-                self.forwarders = [*self.forwarders, output.Forwarder(name, out, err)]
-                outputs.append((out_end, err_end))
-            lines = [socket.socketpair() for _ in processes]
+            lines = [socket.socketpair() for _ in numbers]
             for mine, end in lines:
                 ours.callback(mine.close)
                 theirs.callback(end.close)
-            ends = tuple(end.fileno() for _, end in lines)
-            berth = Berth(
-                self.shape,
-                self._strides,
-                processes,
-                self.names,
-                words,
-                tuple(self._edge_fds),
-                tuple(self.bells),
-                tuple(self.cursors),
-                tuple(outputs),
-                ends,
+            faults = [anonymous("stack", 0, sealed=False) for _ in numbers]
+            for fault in faults:
+                ours.callback(os.close, fault)
+            berth = self.berth._replace(
+                controls={number: end.fileno() for number, (_, end) in zip(numbers, lines, strict=True)},
+                faults=dict(zip(numbers, faults, strict=True)),
             )
-            if processes:
-                fds = berth.descriptors()
-                self.nursery = nursery.acquire()
-                common = pickle.dumps(berth.moved({fd: number for number, fd in enumerate(fds)}))
-                made = self.nursery.fork(fds, len(processes), common, preload)
-                self.members = [
-                    Member(*who, pid, pidfd, mine) for who, (pid, pidfd), (mine, _) in zip(processes, made, lines, strict=True)
-                ]
+            fds = berth.descriptors()
+            common = pickle.dumps(berth.moved({fd: number for number, fd in enumerate(fds)}))
+            if self.nursery is None or not self.nursery.alive:
+                held, self.nursery = self.nursery, None
+                if held is not None:
+                    nursery.release(held)
+                self.nursery = nursery.acquire(self.start_method)
+            children = self.nursery.fork(fds, numbers, common, preload)
+            for number, child, (mine, _), fault in zip(numbers, children, lines, faults, strict=True):
+                self.members[number] = Member(*self.berth.processes[number], child, mine, fault)
             ours.pop_all()
-        self._resting = set(range(len(self.members)))
 
     def _cells(self, edge: int) -> Cells:
-        shape, stride = self.shape.edges[edge], self._strides[edge]
-        return Cells(shape, stride, mapped(self._edge_fds[edge], bytes_needed(shape, stride)))
+        shape, stride = self.shape.edges[edge], self.berth.strides[edge]
+        return Cells(shape, stride, mapped(self.berth.edges[edge], bytes_needed(shape, stride)))
+
+    def _pipe(self) -> tuple[int, int]:
+        read, write = os.pipe()
+        return self._own(read), self._own(write)
 
     def _own(self, fd: int) -> int:
         self._fds.callback(os.close, fd)
@@ -145,27 +185,33 @@ class Crew:
 
     # ---- a run
 
-    def start(self, groups: list[bytes]) -> None:
+    def start(self, groups: list[bytes], orders: Orders, attempts: int) -> None:
         """Reset, and let every worker begin a run of these pickled groups."""
         self._reset()
-        changed = [new if new != old else None for new, old in zip(groups, self._shipped, strict=True)]
-        self._shipped = list(groups)
-        surroundings = Start(
-            None, {**nursery.ONE_THREAD, **os.environ}, _directory(), list(sys.path), output.levels(), _filters()
-        )
-        self._resting.clear()
-        self._watch()
-        for member in self.members:
-            with contextlib.suppress(OSError):  # it has died; the consumer will see that
-                send_message(member.control, surroundings._replace(group=changed[member.group]))
+        changed = [new if new != old else None for new, old in zip(groups, self.shipped, strict=True)]
+        self.shipped = list(groups)
+        start = Start(None, orders, for_workers(os.environ), _directory(), list(sys.path), output.levels(), _filters())
+        self.supervisor = Supervisor(self, start, attempts)
+        for member in self.members.values():
+            self.opening(member)
+            with contextlib.suppress(OSError):  # it has died; the supervisor will see that
+                send_message(member.control, start._replace(group=changed[member.group]))
+        self.supervisor.start()
+
+    def opening(self, member: Member) -> None:
+        """Until its workers say otherwise, what they die of is their start."""
+        for who in member.participants:
+            self.board.at[who][3] = time.monotonic_ns()
+            self.board.at[who][0] = Phase.OPEN
 
     def _reset(self) -> None:
         board = self.board
         _clear(self._words)
         self.collect()
-        last = len(board.edges) - 1
-        for edge, cell in [*((last, cell) for cell in self.leased), *(kept for each in self._kept.values() for kept in each)]:
-            board.edges[edge].cell[cell] = KEPT
+        for cell in self.leased:
+            board.edges[-1].cell[cell] = KEPT | self.consumer
+        for edge, cell, who in (kept for each in self._kept.values() for kept in each):
+            board.edges[edge].cell[cell] = KEPT | who
         for number, (read, write) in enumerate(self.cursors):
             _drain(read)
             if self.plan.groups[number].n > 1:
@@ -175,16 +221,39 @@ class Crew:
         """Cells of the last edge whose last view is gone since the last look."""
         returned, found = self.last_cells.returned, []
         while returned:
-            found.append(returned.popleft())
+            cell = returned.popleft()
+            if cell not in self._pinned:
+                found.append(cell)
         self.leased.difference_update(found)
         return found
+
+    def pin(self) -> None:
+        """This process is about to be forked: what the copy sees of the cells must never change."""
+        self._pinned |= self.leased
 
     def ring(self, who: int) -> None:
         os.eventfd_write(self.bells[who], 1)
 
+    def keeps(self, number: int, kept: list[tuple[int, int, int]]) -> None:
+        """A member rests, and its step keeps views on some cells."""
+        self._kept[number] = kept
+
+    def lost(self, number: int) -> Member:
+        """A member has died; what it kept views on since an earlier run is free.
+
+        Its replacement frees what it kept in this one, but does not look if it had taken nothing yet.
+        """
+        for edge, cell, who in self._kept.pop(number, ()):
+            edges = self.board.edges[edge]
+            if edges.cell[cell] == KEPT | who:
+                edges.cell[cell] = 0
+                self.ring(edges.first + cell // edges.cells_each)
+        return self.members[number]
+
     def fail(self, error: BaseException) -> None:
         """Let the consumer raise an error once it has taken what is there."""
-        self._ending = lambda: error
+        if self._ending is None:
+            self._ending = lambda: error
         self.ring(self.consumer)
 
     def cancel(self) -> None:
@@ -195,57 +264,24 @@ class Crew:
         for who in range(self.shape.participants):
             self.ring(who)
 
-    def _watch(self) -> None:
-        """Make the list of what `wait` looks at: the consumer's bell, what workers print, their reports, their deaths."""
-        self._poll = select.poll()
-        self._watched = {}
-        for forwarder in self.forwarders:
-            for fd in (forwarder.out, forwarder.err):
-                self._watched[fd] = partial(self._print, forwarder, fd)
-        for number, member in enumerate(self.members):
-            self._watched[member.control.fileno()] = partial(self._report, number)
-            self._watched[member.pidfd] = partial(self._died, number)
-        for fd in (self.bells[self.consumer], *self._watched):
-            self._poll.register(fd, select.POLLIN)
-
     def wait(self, timeout: float | None) -> None:
-        """Sleep until the consumer's bell rings, or a worker prints, rests, fails or dies.
+        """Sleep until the consumer's bell rings or a worker prints.
 
-        What a failure or death means is raised by the next call: first the consumer takes what is there.
+        What a failure means is raised by the next call: first the consumer takes what is there.
         """
         if self._ending is not None:
             raise self._ending()
         for fd, _ in self._poll.poll(None if timeout is None else max(0, timeout * 1000)):
             if fd == self.bells[self.consumer]:
                 os.eventfd_read(fd)
-            elif fd in self._watched:
-                self._watched[fd]()
-
-    def _print(self, forwarder: output.Forwarder, fd: int) -> None:
-        if not forwarder.forward(fd):
-            self._unwatch(fd)  # every worker of the step has closed it
-
-    def _unwatch(self, fd: int) -> None:
-        if self._watched.pop(fd, None) is not None:
-            self._poll.unregister(fd)
-
-    def _report(self, number: int) -> None:
-        message = receive_message(self.members[number].control)
-        self._unwatch(self.members[number].control.fileno())
-        if message is None:
-            return self._died(number)
-        self._resting.add(number)
-        word, content = message
-        if word == "failed":
-            self.broken = True
-            self._ending = content.error
-        else:
-            self._kept[number] = content
+            else:
+                self._outs[fd].forward(fd)
 
     def rest(self, timeout: float) -> bool:
         """Wait until every worker rests -> whether they do."""
         end = time.monotonic() + timeout
-        while len(self._resting) < len(self.members):
+        assert self.supervisor is not None
+        while not self.supervisor.all_rest:
             left = end - time.monotonic()
             if left < 0:
                 return False
@@ -258,45 +294,12 @@ class Crew:
         for forwarder in self.forwarders:
             forwarder.flush()
 
+    @property
+    def sound(self) -> bool:
+        """Whether all members live, and wait for the next run."""
+        return not self.broken and not any(ended(member.child, 0) for member in self.members.values())
+
     # ---- endings
-
-    def _died(self, number: int) -> None:
-        self.broken = True
-        self._unwatch(self.members[number].pidfd)
-        if self._ending is None:
-            self._ending = partial(self._death, self.members[number])
-
-    def _death(self, member: Member) -> WorkerDied:
-        """The error for a dead member, with the item it worked on."""
-        kill(member.pidfd)  # one that only closed its control line is as good as dead
-        how = self._how(member)
-        self.flush()
-        step, item, index = self.names[member.group], None, None
-        with contextlib.suppress(Exception):
-            index, item = self._item_of(member)
-        error = WorkerDied(f"A worker {how} " + place(step, index, item, member.pid))
-        return annotate(error, step, index, item, member.pid)
-
-    def _how(self, member: Member) -> str:
-        try:
-            status = self.nursery.reap(member.pid) if self.nursery else 0
-        except (OSError, QFlowError, EOFError):
-            return "was lost, with the process that starts workers,"
-        if os.WIFSIGNALED(status):
-            number = os.WTERMSIG(status)
-            return f"was killed by signal {number} ({signal.Signals(number).name})"
-        return f"exited with code {os.waitstatus_to_exitcode(status)}"
-
-    def _item_of(self, member: Member) -> tuple[tuple[int, ...] | None, str | None]:
-        """The item that a dead worker worked on: index path and short repr."""
-        cells = self._cells(member.group)
-        for who in member.participants:
-            job = self.board.job[who]
-            if job[0] != job[4]:
-                cell = job[3] >> 3
-                value, path, _ = decode(cells, cell, read_only=True, views=False)
-                return path, describe(value)
-        return None, None
 
     def stop(self) -> bool:
         """Cut a run short -> whether the crew can be used again."""
@@ -305,28 +308,37 @@ class Crew:
             return self.rest(GRACE) and not self.broken
         return False
 
+    def end_run(self) -> None:
+        """The run is over: its supervisor goes."""
+        supervisor, self.supervisor = self.supervisor, None
+        if supervisor is not None:
+            self._idle = supervisor.all_rest
+            supervisor.stop()
+
+    _idle = True
+
     def close(self, *, linger: bool = False) -> None:
         """End the workers and give everything back; interrupted, it goes on where it was when called again."""
-        for member in self.members:
+        self.end_run()
+        for member in self.members.values():
             member.control.close()  # at rest, a worker ends by itself
-        grace = GRACE if len(self._resting) == len(self.members) and not self.broken else 0
-        end = time.monotonic() + grace
+        end = time.monotonic() + (GRACE if self._idle and not self.broken else 0)
         try:
             while self.members:
-                member = self.members[-1]
-                if not ended(member.pidfd, end - time.monotonic()):
-                    kill(member.pidfd)
+                number, member = next(iter(self.members.items()))
+                if not ended(member.child, end - time.monotonic()):
+                    kill(member.child)
                 self._reap(member)
-                self.members.pop()
-                os.close(member.pidfd)
+                del self.members[number]
+                member.close()
         finally:
             self._give_back(linger)
 
     def _reap(self, member: Member) -> None:
         with contextlib.suppress(OSError):
             if self.nursery is not None:
-                self.nursery.reap(member.pid)
-                self.nursery.done([member.pid])
+                self.nursery.reap(member.child.pid)
+                self.nursery.done([member.child.pid])
 
     def _give_back(self, linger: bool) -> None:
         """Everything but the workers: pipes, bells, memory, the nursery."""
@@ -334,7 +346,7 @@ class Crew:
         for forwarder in forwarders:
             forwarder.close()
         self._fds.close()
-        self._watched, self._ending = {}, None
+        self._ending = None
         self._poll = select.poll()
         if "last_cells" in vars(self):
             self.collect()
@@ -347,29 +359,8 @@ class Crew:
 
     def forget(self) -> None:
         """In a forked copy of the parent: close what would keep the workers alive."""
-        for member in self.members:
+        for member in self.members.values():
             member.control.close()
-
-
-def _pipe(theirs: contextlib.ExitStack) -> tuple[int, int]:
-    """A pipe whose writing end is the workers'."""
-    read, write = os.pipe()
-    theirs.callback(os.close, write)
-    return read, write
-
-
-def ended(pidfd: int, seconds: float) -> bool:
-    """Wait for a process to end -> whether it has. (A poll: `select` knows no descriptor above 1023.)"""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(max(0, seconds * 1000)))
-
-
-def kill(pidfd: int) -> None:
-    """End a process, and wait until it has."""
-    with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    ended(pidfd, 2)
 
 
 def key_of(plan: Plan, ordered: bool) -> Any:

@@ -1,37 +1,55 @@
-"""Failpoints: tests kill, raise or wait at named points of the coordination, in real workers.
+"""Failpoints: tests kill, stop or end real workers at named points of the coordination.
 
-``QFLOW_FAILPOINTS="claimed=kill@3"`` kills the process the third time it comes to ``claimed``. The
-points are the strings that the generators of `turn` yield. Off, they cost one look at a dict that is empty.
+``QFLOW_FAILPOINTS="claimed=kill@3"`` kills each worker the third time it comes to ``claimed``; ``claimed=kill@3#2``
+only participant 2. Their replacements are spared, unless the rule ends in ``!``. The points are the strings that
+the generators of `turn` and `streaming` yield. Off, they cost one look at a dict that is empty.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+from typing import NamedTuple
 
 
-def parse(text: str) -> dict[str, tuple[str, int]]:
-    """Point -> action and occurrence.
+class Rule(NamedTuple):
+    """What happens at a point: the action, at which occurrence, to whom (None: all), and whether to replacements, too."""
 
-    >>> parse("claimed=kill@3;written=exit")
-    {'claimed': ('kill', 3), 'written': ('exit', 1)}
+    action: str
+    occurrence: int = 1
+    who: int | None = None
+    always: bool = False
+
+
+def parse(text: str) -> dict[str, Rule]:
+    """Rules by their points.
+
+    >>> parse("claimed=kill@3#2")["claimed"]
+    Rule(action='kill', occurrence=3, who=2, always=False)
     """
     rules = (rule.partition("=") for rule in text.split(";") if rule)
-    return {name: (action.partition("@")[0], int(action.partition("@")[2] or 1)) for name, _, action in rules}
+    return {name: _rule(action) for name, _, action in rules}
+
+
+def _rule(text: str) -> Rule:
+    rest, _, who = text.removesuffix("!").partition("#")
+    action, _, occurrence = rest.partition("@")
+    return Rule(action, int(occurrence or 1), int(who) if who else None, text.endswith("!"))
 
 
 class Failpoints:
-    """The rules of this process, and how often each point was met."""
+    """The rules for one participant, and how often it met each point."""
 
-    def __init__(self, text: str) -> None:
-        self.rules = parse(text)
+    def __init__(self, text: str, incarnation: int = 0, me: int = 0) -> None:
+        rules = parse(text).items()
+        self.rules = {n: rule for n, rule in rules if (rule.always or not incarnation) and rule.who in (None, me)}
         self._met: dict[str, int] = {}
 
     def meet(self, point: str) -> None:
         """Do what is set for this point."""
         if point not in self.rules:
             return
-        action, occurrence = self.rules[point]
+        action, occurrence, _, _ = self.rules[point]
         self._met[point] = self._met.get(point, 0) + 1
         if self._met[point] == occurrence:
             if action == "kill":

@@ -11,12 +11,15 @@ import os
 import pickle
 import traceback
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import cloudpickle
 
-from qflow.errors import QFlowError, RemoteTraceback, StepError, annotate, blamed, describe
+from qflow.errors import QFlowError, RemoteTraceback, StepError, annotate
+from qflow.graph.row import Failed
+from qflow.graph.run import ItemFailure
+from qflow.runtime.codec import decode, encode
+from qflow.runtime.log import Body, copied
 
 MOST = 64 * 1024  # bytes of a pickled exception, characters of a traceback
 
@@ -31,6 +34,18 @@ class Failure(NamedTuple):
     path: tuple[int, ...] | None
     item: str | None
     pid: int | None
+    attempts: int = 1
+    fatal: bool = False
+    value: bytes | None = None
+    group: int = -1
+
+    def told(self) -> ItemFailure:
+        """What the consumer is told."""
+        value = None
+        if self.value is not None:
+            with suppress(Exception, SystemExit, GeneratorExit):
+                value = decode(Body(memoryview(self.value)), 0, read_only=False, views=False)[0]
+        return ItemFailure(self.error(), self.step, self.path, self.item, self.pid, self.attempts, value, self.fatal)
 
     def error(self) -> BaseException:
         """The exception to raise in the consumer."""
@@ -40,34 +55,42 @@ class Failure(NamedTuple):
                 error = pickle.loads(self.pickled)
         if self.trace:
             error.__cause__ = RemoteTraceback(self.trace)
-        return annotate(error, self.step, self.path, self.item, self.pid)
+        return annotate(error, self.step, self.path, self.item, self.pid, attempts=self.attempts)
 
 
-def failure_of(error: BaseException, step: str, path: tuple[int, ...] | None, item: Any, pid: int | None) -> Failure:
-    """The failure for an exception that user code or the codec has raised."""
-    where = blamed(error)
+def failure_of(failed: Failed, path: tuple[int, ...] | None, pid: int | None) -> Failure:
+    """The failure for what user code or the codec has raised."""
+    error = failed.error
     if isinstance(error, ValueError) and "read-only" in _text(error):
         error.add_note(
             "qflow: a worker's input arrays are read-only; work on `x.copy()`, or write `y = x * 2` in place of `x *= 2`."
         )
-    step, what = where if where is not None else (step, None if item is NO_ITEM else describe(item))
+    attempts = max(failed.attempts, error.attempts if isinstance(error, QFlowError) else 1)
+    return Failure(_travelling(error), _words(error, failed.step), _trace(error), failed.step, path, failed.what, pid, attempts)
+
+
+def bytes_of(value: Any) -> bytes | None:
+    """A value that failed, as bytes that only its reader takes apart; None when it can't be sent."""
     try:
-        trace = "".join(traceback.format_exception(type(error), error, _from_user(error.__traceback__)))[-MOST:]
+        return bytes(copied(encode(value)).region(0))
     except Exception:
-        trace = f"<{type(error).__name__}, whose traceback can't be printed>"
-    return Failure(_travelling(error), _words(error, step), trace, step, path, what, pid)
+        return None
 
 
-NO_ITEM: Any = object()
-_HOUSE = os.path.dirname(os.path.dirname(__file__))
+HOUSE = os.path.dirname(os.path.dirname(__file__))
 
 
-def _from_user(trace: TracebackType | None) -> TracebackType | None:
-    """A traceback from the first frame that is not qflow's on, or all of it."""
-    below = trace
-    while below is not None and below.tb_frame.f_code.co_filename.startswith(_HOUSE):
+def _trace(error: BaseException) -> str:
+    """A traceback from the first frame that is not qflow's on; nothing for an error of qflow that no user code raised."""
+    below = error.__traceback__
+    while below is not None and below.tb_frame.f_code.co_filename.startswith(HOUSE):
         below = below.tb_next
-    return below or trace
+    if below is None and isinstance(error, QFlowError) and error.__cause__ is None:
+        return ""
+    try:
+        return "".join(traceback.format_exception(type(error), error, below or error.__traceback__))[-MOST:]
+    except Exception:
+        return f"<{type(error).__name__}, whose traceback can't be printed>"
 
 
 def _travelling(error: BaseException) -> bytes | None:

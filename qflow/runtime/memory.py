@@ -5,16 +5,21 @@ pages only as it is written, so that any item fits one cell and no memory is map
 pages cost 1.4 GB/s, warm ones 20 to 50, design notes section 5). Nothing is in /dev/shm, nothing has
 a name, and the pages go with the last process. The size is sealed, so nobody can cut a page away.
 
+Where the kernel has no ``memfd``, a file without a name takes its place. Its folder may be full, and a write
+to a page that it can't have ends the process (SIGBUS): there, pages are allocated before they are written.
+
 A consumer's array is a view on the cell, held by a `Lease`; when the last view is collected, the
 lease notes its cell in a queue, and the taker gives the cell back at its next step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
 import resource
+import tempfile
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
@@ -24,29 +29,45 @@ import numpy as np
 from qflow.errors import ResourceError
 from qflow.graph.plan import SMALL
 from qflow.runtime.board import EdgeShape
+from qflow.runtime.environment import lacking
 
 MOST_STRIDE = 1 << 36  # bytes of addresses per cell: an item may have 64 GiB
 MOST_SPACE = 1 << 41  # bytes of addresses per crew, of the 2**47 that a process has: 64 crews may live
 PAGE = mmap.PAGESIZE
 
 
-def anonymous(name: str, size: int) -> int:
-    """A descriptor of sparse shared memory: sealed in size, mode 0600."""
-    fd = os.memfd_create(f"qflow-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+def anonymous(name: str, size: int, *, sealed: bool = True) -> int:
+    """A descriptor of sparse shared memory: without a name, mode 0600, sealed in size where that can be."""
+    fd = None
     try:
+        fd = _file() if "memfd" in lacking() else os.memfd_create(f"qflow-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.fchmod(fd, 0o600)
         os.ftruncate(fd, size)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        if sealed and "memfd" not in lacking():
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     except OSError as error:
-        os.close(fd)
+        if fd is not None:
+            os.close(fd)
         raise ResourceError(f"{size} bytes of shared addresses for {name} were refused: {error}") from error
     return fd
 
 
+def _file() -> int:
+    """An open file without a name."""
+    try:
+        return os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError:
+        fd, name = tempfile.mkstemp("", "qflow-")
+        os.unlink(name)
+        return fd
+
+
 def stride_for(cells: int) -> int:
     """Bytes of addresses for each of so many large cells, less where the process may have few."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    space = MOST_SPACE if soft == resource.RLIM_INFINITY else max(PAGE, soft // 16)
+    space = MOST_SPACE
+    for limit, part in ((resource.RLIMIT_AS, 16), (resource.RLIMIT_FSIZE, 2)):
+        soft, _ = resource.getrlimit(limit)
+        space = space if soft == resource.RLIM_INFINITY else min(space, soft // part)
     return max(PAGE, min(MOST_STRIDE, space // max(1, cells)) // PAGE * PAGE)
 
 
@@ -57,7 +78,41 @@ def bytes_needed(shape: EdgeShape, stride: int) -> int:
 
 def words_of(fd: int, count: int) -> memoryview:
     """The 64-bit words that lie in a descriptor's memory."""
-    return memoryview(mmap.mmap(fd, count * 8)).cast("Q")
+    memory = mapped(fd, count * 8)
+    memory.reserve(0, count * 8)
+    return memoryview(memory).cast("Q")
+
+
+class Memory(mmap.mmap):
+    """The mapped memory behind a descriptor."""
+
+    _fd: int | None = None  # where pages must be allocated before they are written
+
+    def reserve(self, start: int, size: int) -> None:
+        """Make sure that these bytes can be written; ResourceError if there is no room for them."""
+        if self._fd is None:
+            return
+        try:
+            os.posix_fallocate(self._fd, start, size)
+        except OSError as error:
+            raise ResourceError(f"{size} bytes of shared memory were refused: {error}") from error
+
+    def __del__(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+
+
+def mapped(fd: int, size: int) -> Memory:
+    """The memory behind a descriptor, which may be closed afterwards."""
+    try:
+        memory = Memory(fd, size)
+    except OSError as error:
+        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+        limit = "" if soft == resource.RLIM_INFINITY else f"; this process may have {soft} (RLIMIT_AS)"
+        raise ResourceError(f"{size} bytes of addresses were refused{limit}: {error}") from error
+    if "memfd" in lacking():
+        memory._fd = os.dup(fd)
+    return memory
 
 
 class Lease(np.ndarray[Any, Any]):
@@ -77,11 +132,12 @@ class Cells:
     Each producer has its large cells of ``stride`` bytes, then its small ones of `SMALL` bytes.
     """
 
-    def __init__(self, shape: EdgeShape, stride: int, memory: mmap.mmap) -> None:
+    def __init__(self, shape: EdgeShape, stride: int, memory: Memory) -> None:
         self.shape, self.stride = shape, stride
         self._map = memory
         self._bytes = memoryview(memory)
         self.returned: deque[int] = deque()
+        self._reserved: dict[int, int] = {}
 
     def _start(self, cell: int) -> int:
         producer, number = divmod(cell, self.shape.cells)
@@ -89,9 +145,12 @@ class Cells:
         start = producer * (large * self.stride + self.shape.extra * SMALL)
         return start + (number * self.stride if number < large else large * self.stride + (number - large) * SMALL)
 
-    def region(self, cell: int) -> memoryview:
-        """The bytes of a cell."""
+    def region(self, cell: int, size: int = 0) -> memoryview:
+        """The bytes of a cell, of which so many can be written."""
         start = self._start(cell)
+        if size > self._reserved.get(cell, 0):
+            self._map.reserve(start, size)
+            self._reserved[cell] = size
         return self._bytes[start : start + (self.stride if cell % self.shape.cells < self.shape.large else SMALL)]
 
     def lease(self, cell: int, start: int, end: int) -> Lease:
@@ -105,9 +164,6 @@ class Cells:
         """Return the pages of all large cells to the system but for those on which views are kept."""
         for cell in {*range(self.shape.all_cells)} - {*kept}:
             if cell % self.shape.cells < self.shape.large:
-                self._map.madvise(mmap.MADV_REMOVE, self._start(cell), self.stride)
-
-
-def mapped(fd: int, size: int) -> mmap.mmap:
-    """The memory behind a descriptor, which may be closed afterwards."""
-    return mmap.mmap(fd, size)
+                with contextlib.suppress(OSError):  # few file systems can
+                    self._map.madvise(mmap.MADV_REMOVE, self._start(cell), self.stride)
+        self._reserved.clear()

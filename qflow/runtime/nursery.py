@@ -1,159 +1,289 @@
-"""Nursery: a fork server of our own, preloaded, that makes worker processes.
+"""Nursery: a process of our own that makes worker processes.
 
     parent --socketpair--> nursery --fork--> workers
       |                                        ^
       +---------- control, bells, cells -------+   (descriptors, handed on by the nursery)
 
-The nursery is a fresh interpreter started by ``python -c``: it runs one thread, never the user's main
-module, and listens nowhere. It preloads what its parent has loaded of numpy and torch, so that a fork
-takes milliseconds and workers share those pages. Its socket is the lifeline: at end of file it exits,
-and the kernel kills its workers with it (PR_SET_PDEATHSIG), even those stuck in C code.
+It runs one thread, never the user's main module, and listens nowhere. There are three ways to start:
+
+- forkserver: the nursery is a fresh interpreter that preloads what its parent has loaded of numpy and torch, so that a
+  fork takes milliseconds and workers share those pages. All crews of a process share it.
+- spawn: the same, but each worker is a fresh interpreter, which loads everything by itself.
+- fork: the nursery is a copy of the parent, made for one crew; its workers have all that the parent had in memory then.
+
+Its socket is the lifeline: at end of file it exits, and its workers end with it (see `child`).
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
+import fcntl
 import gc
-import importlib
+import inspect
 import os
 import pickle
+import select
 import signal
 import socket
-import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+import weakref
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qflow.errors import ResourceError
+from qflow.runtime.child import Child, Ending
+from qflow.runtime.environment import check_copyable, for_workers, lacking, limit_threads, take_over
+from qflow.runtime.needs import processes_refused
+from qflow.runtime.server import MOST_FDS, SIGNALS, Way, interpreter, receive, serve
 
+STARTS = ("forkserver", "spawn", "fork")
 PRELOAD = ("numpy", "torch")
 LINGER = 0.5  # seconds that it waits for the next pipe before it goes
-_MOST_FDS = 200  # the kernel passes at most 253 descriptors in one message
-_PDEATHSIG = 1
-
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
-# ---- in the parent
+class NurseryDied(ConnectionError):
+    """The process that starts the workers has ended, and they have ended with it."""
+
+    def __init__(self) -> None:
+        super().__init__("the process that starts the workers has ended")
 
 
 class Nursery:
-    """The parent's end: asks for workers, and for the way they ended."""
+    """The parent's end: asks for workers, and for the way they ended.
 
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        code = f"import sys; sys.path[:] = {sys.path!r}; from qflow.runtime.nursery import serve; serve({theirs.fileno()})"
-        command = [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", code]  # type: ignore[attr-defined]
-        signals = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # until it ignores them
-        try:
-            self._process = subprocess.Popen(
-                command,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env={**ONE_THREAD, **os.environ},
-                process_group=0,  # a kernel signals and waits for its whole group at its end; ours ends by the lifeline
-            )
-        except OSError as error:
-            ours.close()
-            raise ResourceError(f"The process that starts the workers could not be started: {error}") from error
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, signals)
-            theirs.close()
-        self._socket = ours
+    Args:
+        start: one of `STARTS`.
+        worker: the module whose ``main(number, fds, common)`` a worker runs.
+    """
+
+    def __init__(self, start: str = "forkserver", *, worker: str = "qflow.runtime.worker") -> None:
+        self.start = start
         self._lock = threading.RLock()
         self._loaded: set[str] = set()
-        self._dead = False
+        self._dead = self._reaped = False
+        way = Way(start, worker, lacking())
+        if start == "fork":
+            check_copyable()
+            _warn_of_threads()
+        with _making:  # no copy of this process is made meanwhile, which would keep the line open
+            ours, theirs = _line()
+            signals = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until it ignores them
+            try:
+                self.pid = _copied(ours, theirs, way) if start == "fork" else _executed(theirs, way)
+            except OSError as error:
+                ours.close()
+                problem = processes_refused(1, error)
+                raise ResourceError(f"The process that starts the workers could not be started: {problem}.") from error
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, signals)
+                theirs.close()
+            self._socket = ours
+            _nurseries.add(self)
 
-    def fork(self, fds: Sequence[int], count: int, common: bytes, modules: Sequence[str] = ()) -> list[tuple[int, int]]:
-        """Make ``count`` workers that inherit ``fds`` and have ``modules`` loaded -> their process ids and pidfds."""
+    def fork(self, fds: Sequence[int], numbers: Sequence[int], common: bytes, modules: Sequence[str] = ()) -> list[Child]:
+        """Make the workers of these process numbers; they inherit ``fds`` and have ``modules`` loaded."""
+        made: list[Child] = []
         with self._talking():
-            wanted = [name for name in (*PRELOAD, *modules) if name in sys.modules and name not in self._loaded]
-            if wanted:
-                self._loaded.update(wanted)
-                self._send(("load", wanted))
-                self._receive()
-            for start in range(0, len(fds), _MOST_FDS):
-                part = list(fds[start : start + _MOST_FDS])
-                self._send(("fds", len(part)), part)
-                (word, problem), _ = self._receive()
-                if word != "held":
-                    raise ResourceError(f"{len(fds)} descriptors for {count} workers were refused: {problem}")
-            self._send(("fork", count, len(common)))
-            for start in range(0, len(common), 1 << 16):
-                self._socket.send(common[start : start + (1 << 16)])
-            return self._made(count)
-
-    def _made(self, count: int) -> list[tuple[int, int]]:
-        made: list[tuple[int, int]] = []
-        while len(made) < count:
-            (word, pids), pidfds = self._receive()
-            made += zip(pids, pidfds, strict=False) if word == "forked" else ()
-            if word != "forked" or len(pids) != len(pidfds):
-                for _, pidfd in made:
-                    os.close(pidfd)
-                raise ResourceError(
-                    f"{count} worker processes could not be started: {pids if word != 'forked' else 'too few descriptors'}"
-                )
+            self._load(modules)
+            problem = self._hand_over(fds) or self._order(numbers, common)
+            if not problem:
+                made, problem = self._made(len(numbers))
+            if problem:
+                self._ask("undo")
+        if problem:
+            for child in made:
+                child.close()
+            raise ResourceError(f"{len(numbers)} worker processes could not be started: {problem}.")
         return made
 
-    def reap(self, pid: int) -> int:
-        """The wait status of a worker that has ended."""
+    def _load(self, modules: Sequence[str]) -> None:
+        wanted = [name for name in (*PRELOAD, *modules) if name in sys.modules and name not in self._loaded]
+        if wanted and self.start == "forkserver":
+            self._loaded.update(wanted)
+            self._ask("load", wanted)
+
+    def _hand_over(self, fds: Sequence[int]) -> str:
+        """Hand over descriptors -> why not."""
+        for start in range(0, len(fds), MOST_FDS):
+            part = list(fds[start : start + MOST_FDS])
+            if problem := self._ask("fds", len(part), fds=part):
+                return f"{len(fds)} descriptors were refused: {problem}"
+        return ""
+
+    def _order(self, numbers: Sequence[int], common: bytes) -> str:
+        """Order workers -> why not."""
+        self._send(("fork", list(numbers), len(common)))
+        for start in range(0, len(common), 1 << 16):
+            self._socket.send(common[start : start + (1 << 16)])
+        return str(self._receive()[0])
+
+    def _made(self, count: int) -> tuple[list[Child], str]:
+        """The workers of the order, and why they are not all."""
+        made: list[Child] = []
+        for start in range(0, count, MOST_FDS):
+            self._send(("made", start))
+            pids, pidfds = self._receive()
+            made += map(Child, pids, pidfds)
+        return made, "" if len(made) == count else "this process has no descriptors left for them (RLIMIT_NOFILE)"
+
+    def reap(self, pid: int) -> Ending:
+        """How a worker has ended; waits until it has. ChildProcessError: it was another nursery's."""
         with self._talking():
-            self._send(("reap", pid))
-            return int(self._receive()[0][1])
+            ending = self._ask("reap", pid)
+        if ending is None:
+            raise ChildProcessError(f"process {pid} is no worker of this nursery")
+        return Ending(*ending)
+
+    def kill(self, pid: int, signum: int = signal.SIGKILL) -> None:
+        """Send a signal to a worker: the nursery is its parent, so the number can be nobody else's."""
+        with self._talking():
+            self._ask("kill", pid, signum)
 
     def done(self, pids: Sequence[int]) -> None:
         """Nobody will ask for these workers any more."""
         with self._talking():
-            self._send(("forget", list(pids)))
+            self._ask("forget", list(pids))
 
     @contextlib.contextmanager
     def _talking(self) -> Iterator[None]:
         """One request and its reply. Interrupted between the two, nothing later could be understood: it is given up."""
         with self._lock:
             if self._dead:
-                raise ConnectionError("the process that starts the workers has ended")
+                raise NurseryDied
             try:
                 yield
-            except BaseException:
+            except BaseException as error:
                 self._dead = True
                 self._socket.close()
+                if isinstance(error, OSError) and not isinstance(error, NurseryDied):
+                    raise NurseryDied from error
                 raise
+
+    def _ask(self, *message: Any, fds: Sequence[int] = ()) -> Any:
+        self._send(message, fds)
+        return self._receive()[0]
 
     def _send(self, message: tuple[Any, ...], fds: Sequence[int] = ()) -> None:
         socket.send_fds(self._socket, [pickle.dumps(message)], fds)
 
     def _receive(self) -> tuple[Any, list[int]]:
-        data, fds, _, _ = socket.recv_fds(self._socket, 1 << 16, _MOST_FDS)
+        data, fds = receive(self._socket)
         if not data:
-            raise ConnectionError("the process that starts the workers has ended")
-        return pickle.loads(data), list(fds)
+            raise NurseryDied
+        return pickle.loads(data), fds
 
     @property
     def alive(self) -> bool:
-        return not self._dead and self._process.poll() is None
+        """Whether it can be asked. (Its line tells, not its number: some program may wait for all children.)"""
+        return not self._dead and not self._ended(0)
+
+    def _ended(self, seconds: float) -> bool:
+        poll = select.poll()
+        poll.register(self._socket, 0)  # a hangup, not the reply that another thread waits for
+        return bool(poll.poll(seconds * 1000))
 
     def close(self) -> None:
         """Let it go; its workers go with it."""
-        self._dead = True
+        dead, self._dead = self._dead, True
+        if not dead:
+            self._socket.shutdown(socket.SHUT_WR)
+            self._ended(2)
         self._socket.close()
-        try:
-            self._process.wait(2)
-        except subprocess.TimeoutExpired:  # it may be in the middle of a long import
-            self._process.kill()
-            self._process.wait()
+        if not self._reaped:
+            self._reaped = True
+            with contextlib.suppress(ChildProcessError, ProcessLookupError):  # somebody else has waited for it
+                if os.waitpid(self.pid, os.WNOHANG)[0] == 0:  # it may be in the middle of a long import
+                    os.kill(self.pid, signal.SIGKILL)
+                    os.waitpid(self.pid, 0)
 
     def forget(self) -> None:
         """In a forked copy of the parent: give up the lifeline without ending anything."""
+        self._dead = True
         self._socket.close()
-        self._process.returncode = 0
+
+
+def _line() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a line, none of them where standard streams belong: a program may have closed those."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        ours, theirs = (socket.socket(fileno=fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3)) for end in ends)
+    finally:
+        for end in ends:
+            end.close()
+    return ours, theirs
+
+
+def _executed(line: socket.socket, way: Way) -> int:
+    """A nursery that is a fresh interpreter -> its process."""
+    return interpreter(
+        f"server import serve; serve({line.fileno()}, {tuple(way)})",
+        [line.fileno()],
+        env=for_workers(os.environ),
+        process_group=0,  # a kernel signals and waits for its whole group at its end; ours ends by the lifeline
+    )
+
+
+def _copied(ours: socket.socket, line: socket.socket, way: Way) -> int:
+    """A nursery that is a copy of this process -> its process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python's own about threads, from 3.12 on
+        pid = os.fork()
+    if pid:
+        return pid
+    try:
+        gc.freeze()  # so that nothing of the parent's is finalised here
+        ours.close()
+        os.setpgid(0, 0)
+        _be_ordinary()
+        limit_threads(os.environ)
+        take_over(for_workers(os.environ))
+        serve(line.detach(), way)
+    finally:
+        os._exit(1)
+
+
+def _be_ordinary() -> None:
+    """In a copy of the user's process: no handlers of its, no wakeup, no standard input."""
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    if null:
+        os.close(null)
+
+
+def _warn_of_threads() -> None:
+    threads = [thread for thread in threading.enumerate() if not thread.name.startswith("qflow-")]
+    if len(threads) > 1 and not _warned:
+        _warned.append(True)
+        warnings.warn(
+            f"`start='fork'` copies a process with {len(threads)} threads: what a lock of theirs protects may be "
+            "unusable in the workers, and who waits for it waits for ever. The default, `start='forkserver'`, is safe.",
+            RuntimeWarning,
+            stacklevel=_depth(),
+        )
+
+
+def _depth() -> int:
+    """How many frames up the user's line is."""
+    frame, depth = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("qflow."):
+        frame, depth = frame.f_back, depth + 1
+    return depth
+
+
+_warned: list[bool] = []
+_making = threading.RLock()
+_nurseries: weakref.WeakSet[Nursery] = weakref.WeakSet()
 
 
 class _Shared:
-    """The nursery of this process, made when the first crew needs it, closed after the last one."""
+    """The nursery of this process for one way to start, made when the first crew needs it, closed after the last one."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -161,154 +291,63 @@ class _Shared:
         self.users = 0
 
 
-_shared = _Shared()
+_shared = {start: _Shared() for start in STARTS}
 
 
-def acquire() -> Nursery:
-    """The nursery, for one more user."""
-    with _shared.lock:
-        if _shared.nursery is not None and not _shared.nursery.alive:
-            _shared.nursery.close()
-            _shared.nursery = None
-        if _shared.nursery is None:
-            _shared.nursery = Nursery()
-            _shared.users = 0
-        _shared.users += 1
-        return _shared.nursery
+def acquire(start: str = "forkserver") -> Nursery:
+    """A nursery that works, for one more user; a dead one is replaced."""
+    if start == "fork":
+        return Nursery(start)
+    shared = _shared[start]
+    with shared.lock:
+        if shared.nursery is not None and not shared.nursery.alive:
+            shared.nursery.close()
+            shared.nursery = None
+        if shared.nursery is None:
+            shared.nursery = Nursery(start)
+            shared.users = 0
+        shared.users += 1
+        return shared.nursery
 
 
 def release(nursery: Nursery, *, linger: bool = False) -> None:
     """One user less; with the last one the nursery goes, or soon after when it may linger."""
-    with _shared.lock:
-        if nursery is not _shared.nursery:
+    if nursery.start == "fork":
+        nursery.close()
+        return
+    shared = _shared[nursery.start]
+    with shared.lock:
+        if nursery is not shared.nursery:
             return
-        _shared.users -= 1
-        if _shared.users:
+        shared.users -= 1
+        if shared.users:
             return
         if not linger:
-            _shared.nursery = None
+            shared.nursery = None
             nursery.close()
             return
     threading.Event().wait(LINGER)
-    with _shared.lock:
-        if nursery is _shared.nursery and not _shared.users:
-            _shared.nursery = None
+    with shared.lock:
+        if nursery is shared.nursery and not shared.users:
+            shared.nursery = None
             nursery.close()
 
 
 def _forget() -> None:
-    if _shared.nursery is not None:
-        _shared.nursery.forget()
-    _shared.__init__()  # type: ignore[misc]
+    """In a forked copy of this process: no line of ours stays open."""
+    _making.release()
+    for nursery in list(_nurseries):
+        nursery.forget()
+    _nurseries.clear()
+    _shared.update({start: _Shared() for start in STARTS})
 
 
 @atexit.register
 def _at_exit() -> None:
-    nursery, _shared.nursery = _shared.nursery, None
-    if nursery is not None:
-        nursery.close()
+    for shared in _shared.values():
+        nursery, shared.nursery = shared.nursery, None
+        if nursery is not None:
+            nursery.close()
 
 
-os.register_at_fork(after_in_child=_forget)
-
-
-# ---- in the nursery
-
-
-def serve(fileno: int) -> None:
-    """Serve requests until the parent is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
-    line = socket.socket(fileno=fileno)
-    importlib.import_module("qflow.runtime.worker")
-    held: list[int] = []
-    ended: dict[int, int] = {}
-    while True:
-        try:
-            data, fds, _, _ = socket.recv_fds(line, 1 << 16, _MOST_FDS)
-        except OSError:
-            data = b""
-        if not data:
-            os._exit(0)
-        match pickle.loads(data):
-            case ("load", modules):
-                for module in modules:
-                    with contextlib.suppress(Exception):
-                        importlib.import_module(module)
-                _reply(line, ("loaded", modules))
-            case ("fds", count):
-                held += fds
-                _reply(line, ("held", "") if len(fds) == count else ("refused", "too many open files"))
-            case ("fork", count, size):
-                common = b""
-                while len(common) < size:
-                    common += line.recv(1 << 16)
-                _fork_all(line, held, count, common)
-                for fd in held:
-                    os.close(fd)
-                held = []
-            case ("reap", pid):
-                if pid not in ended:
-                    ended[pid] = os.waitpid(pid, 0)[1]
-                _reply(line, ("ended", ended[pid]))
-            case ("forget", pids):
-                for pid in pids:
-                    ended.pop(pid, None)
-
-
-def _reply(line: socket.socket, message: tuple[Any, ...], fds: Sequence[int] = ()) -> None:
-    try:
-        socket.send_fds(line, [pickle.dumps(message)], fds)
-    except OSError:
-        os._exit(0)
-
-
-def _fork_all(line: socket.socket, held: list[int], count: int, common: bytes) -> None:
-    gc.collect()
-    gc.freeze()  # so that collections in the workers do not touch, and thereby copy, the shared pages
-    pids: list[int] = []
-    pidfds: list[int] = []
-    failure = ""
-    for number in range(count):
-        try:
-            pid = os.fork()
-        except OSError as error:
-            failure = str(error)
-            break
-        if not pid:
-            _be_worker(line, held, number, common)
-        pids.append(pid)
-        try:
-            pidfds.append(os.pidfd_open(pid))
-        except OSError as error:
-            failure = str(error)
-            break
-    if failure:
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        _reply(line, ("refused", failure))
-    else:
-        for start in range(0, len(pids), _MOST_FDS):
-            _reply(line, ("forked", pids[start : start + _MOST_FDS]), pidfds[start : start + _MOST_FDS])
-    for fd in pidfds:
-        os.close(fd)
-
-
-def _be_worker(line: socket.socket, held: list[int], number: int, common: bytes) -> None:
-    """Become a worker; never returns."""
-    status = 1
-    try:
-        nursery = os.getppid()
-        ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != nursery:  # it died before the kernel knew
-            os._exit(1)
-        line.close()
-        main: Callable[[int, list[int], bytes], None] = sys.modules["qflow.runtime.worker"].main
-        main(number, held, common)
-        status = 0
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        os._exit(status)
+os.register_at_fork(before=_making.acquire, after_in_parent=_making.release, after_in_child=_forget)

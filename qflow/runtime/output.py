@@ -109,11 +109,9 @@ class Forwarder:
             logger.handle(record)
 
     def close(self) -> None:
-        """Print the rest and close."""
+        """Print the rest; whoever made the pipes closes them."""
         with suppress(OSError):  # where it would be printed may be closed
             self.flush()
             for fd, rest in self._pending.items():
                 if rest:
                     self._line(fd, rest.decode(errors="backslashreplace"))
-        for fd in (self.out, self.err):
-            os.close(fd)

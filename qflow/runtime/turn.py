@@ -20,8 +20,9 @@ what is to be done outside, and are resumed with its outcome:
     ("cursor",)              read the step's cursor into the own hand, blocking
     ("pass", q + 1, place)   write the cursor
     ("passed?",)             whether a cursor lies in the pipe (a replacement asks)
-    ("begin", claim)         load the input and start the step on it
+    ("begin", claim)         load the input and start the step on it -> whether it has views on its cell
     ("result",)              -> the next parcel of the item at work, or None after the last
+    ("fewer", now, before)   -> the parcel of an error: a predecessor had more results of this item
     ("fill", cell, parcel)   copy the parcel into the cell
     ("release", claim)       the item is finished -> whether a view on its cell is kept
     "name"                   nothing: a point between two stores, where tests kill
@@ -95,23 +96,24 @@ class Taker:
     def __init__(self, board: Board, edge: Edge, me: int) -> None:
         self.board, self.edge, self.me = board, edge, me
 
+    def there(self, place: int) -> bool:
+        """Whether the entry at a place has been published."""
+        item = place >> SHIFT
+        head = self.edge.head[item % self.edge.window]
+        return head > place and head >> SHIFT == item
+
     def look(self, place: int) -> Acting:
         """Wait for the entry at a place -> cell << 3 | kind; None when the edge ends before it."""
-        edge, item, lane = self.edge, place >> SHIFT, (place >> SHIFT) % self.edge.window
-        head, total = edge.head, edge.total
-
-        def published() -> bool:
-            found = head[lane]
-            return found > place and found >> SHIFT == item
+        edge, item = self.edge, place >> SHIFT
 
         def ready() -> bool:
-            return published() or (total[0] != 0 and item >= total[0] - 1)
+            return self.there(place) or (edge.total[0] != 0 and item >= edge.total[0] - 1)
 
-        if not published():
+        if not self.there(place):
             yield from until(self.board, ready, edge.taker_wait, 0, item << 20 | self.me + 1)
-            if not published():
+            if not self.there(place):
                 return None
-        return edge.entry[lane * edge.depth + (place & LOW) % edge.depth]
+        return edge.entry[item % edge.window * edge.depth + (place & LOW) % edge.depth]
 
     def seen(self, item: int) -> Acting:
         """Lanes below ``item`` are wholly taken and may be reused."""
@@ -123,8 +125,11 @@ class Taker:
             if waits and item >= waits >> 20:
                 yield ("ring", (waits & 0xFFFFF) - 1)
 
-    def next_entry(self, place: int, save: Callable[[int], None]) -> Acting:
-        """The next entry that holds something, from ``place`` on -> (entry, its place, the place after), or None at the end."""
+    def next_entry(self, place: int, save: Callable[[int], Acting]) -> Acting:
+        """The next entry that holds something, from ``place`` on -> (entry, its place, the place after), or None at the end.
+
+        ``save`` notes the place before the lane below it may be reused.
+        """
         while True:
             entry = yield from self.look(place)
             if entry is None:
@@ -133,25 +138,31 @@ class Taker:
             if entry & (DATA | ERROR):
                 return entry, place, after
             place = after
-            save(place)
-            yield "skipped"
+            yield from save(place)
             yield from self.seen(place >> SHIFT)
 
     def free(self, cell: int, place: int, kept: bool = False) -> Acting:
         """The cell is no longer needed, if it still holds the entry of that place; or a view on it is kept."""
-        edge = self.edge
-        if edge.cell[cell] == place + 1:
-            edge.cell[cell] = KEPT if kept else 0
-            fence()
-            producer = cell // edge.cells_each
-            if edge.cell_wait[producer]:
-                yield ("ring", edge.first + producer)
+        return self.change(cell, place + 1, KEPT | self.me if kept else 0)
+
+    def holds(self, claim: Claim) -> bool:
+        """Whether the cell still holds the claimed entry; a predecessor may have freed it."""
+        return self.edge.cell[claim.cell] == claim.place + 1
 
     def unkeep(self, cell: int) -> Acting:
         """The last view on a kept cell is gone."""
+        return self.change(cell, KEPT | self.me, 0)
+
+    def inherit(self) -> Acting:
+        """Free the cells that a predecessor kept views on; they went with it."""
+        for cell in range(self.edge.shape.all_cells):
+            yield from self.unkeep(cell)
+
+    def change(self, cell: int, old: int, new: int) -> Acting:
+        """Change a cell's word, if it is still the old one; its producer may wait for that."""
         edge = self.edge
-        if edge.cell[cell] == KEPT:
-            edge.cell[cell] = 0
+        if edge.cell[cell] == old:
+            edge.cell[cell] = new
             fence()
             producer = cell // edge.cells_each
             if edge.cell_wait[producer]:
@@ -178,11 +189,11 @@ class Putter:
         edge = self.edge
         for cell in range(self.first_cell, self.first_cell + edge.cells_each):
             tag = edge.cell[cell]
-            if tag and tag != KEPT and edge.head[(tag - 1 >> SHIFT) % edge.window] < tag:
+            if 0 < tag < KEPT and edge.head[(tag - 1 >> SHIFT) % edge.window] < tag:
                 edge.cell[cell] = tag = 0
             if tag:
                 (self._free if cell < self.first_small else self._free_small).remove(cell)
-            if tag == KEPT:
+            if tag >= KEPT:
                 self._kept.add(cell)
             elif tag:
                 self._held[cell] = 0
@@ -199,7 +210,7 @@ class Putter:
         """Find the cells that the takers have freed, among the oldest."""
         words = self.edge.cell
         for cell in list(islice(self._held, SWEPT)):
-            if words[cell] in (0, KEPT):
+            if not 0 < words[cell] < KEPT:
                 self._held_bytes -= self._held.pop(cell)
                 self._kept.add(cell)
         for cell in [cell for cell in self._kept if words[cell] == 0]:
@@ -270,8 +281,13 @@ class Putter:
         self.edge.total[0] = items + 1
         fence()
         yield "ended"
-        for who in range(self.board.shape.participants):
-            yield ("ring", who)
+        yield from ring_everybody(self.board)
+
+
+def ring_everybody(board: Board) -> Acting:
+    """Let all look again, whatever they wait for."""
+    for who in range(board.shape.participants):
+        yield ("ring", who)
 
 
 def work(board: Board, edge: int, me: int) -> Acting:
@@ -286,11 +302,12 @@ def work(board: Board, edge: int, me: int) -> Acting:
     alone = out.shape.producers == 1
     fresh = not hand[0]  # else a predecessor died; its neighbours may wait for a ring it owed
     if not fresh:
-        for who in range(board.shape.participants):
-            yield ("ring", who)
+        yield from ring_everybody(board)
+        yield from taker.inherit()
 
-    def save(place: int) -> None:
+    def save(place: int) -> Acting:
         hand[1] = place
+        yield "skipped"
 
     while True:
         if hand[0] == job[0] == job[4]:
@@ -339,16 +356,22 @@ def work(board: Board, edge: int, me: int) -> Acting:
 
 
 def _run(claim: Claim, putter: Putter, skip: int) -> Acting:
-    """Run the step on a claimed item and publish its results, but for the first ``skip``, which a predecessor has."""
+    """Run the step on a claimed item and publish its results, but for the first ``skip``, which a predecessor has.
+
+    When fewer come than that, what would end the item is an error instead: the results would be a mix.
+    """
     yield ("begin", claim)
+    given = 0
     while True:
         parcel = yield ("result",)
+        if given < skip and (parcel is None or parcel.kind & (END | ERROR) == END):
+            parcel = yield ("fewer", given, skip)
+        elif given < skip and not parcel.kind & END:
+            given += 1
+            continue
         if parcel is None:
             return (yield from putter.publish(claim.number, END, 0, 0))
-        if skip:
-            skip -= 1
-        else:
-            yield from putter.put(claim.number, parcel)
+        yield from putter.put(claim.number, parcel)
         if parcel.kind & END:
             return
 
@@ -368,7 +391,7 @@ def feed(board: Board, me: int = 0) -> Acting:
 
 
 class Cursor:
-    """A single taker's own place in an edge: the consumer, or the worker of a stream."""
+    """The consumer's own place in an edge."""
 
     def __init__(self, board: Board, edge: int, me: int) -> None:
         self.taker = Taker(board, board.edges[edge], me)
@@ -384,8 +407,9 @@ class Cursor:
             yield from self.taker.seen(self.place >> SHIFT)
         return Claim(place >> SHIFT, place, entry & 7, entry >> 3)
 
-    def _save(self, place: int) -> None:
+    def _save(self, place: int) -> Acting:
         self.place = place
+        yield "skipped"
 
 
 class Loose:

@@ -1,5 +1,9 @@
 """Leaks: what a test left behind on this machine, found by looking at the machine.
 
+    with nothing_left():                # `fixtures.no_leaks` is the same as a pytest fixture
+        list(pipe(range(10)))
+        pipe.close()
+
 A snapshot is taken before a test, and everything that is there afterwards and was not there before is
 left over. Processes carry ``QFLOW_TEST_TAG`` in their environment, so that they are found also when
 their parent is gone; those that are forked without a new environment are found as descendants.
@@ -17,13 +21,41 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 TAG = "QFLOW_TEST_TAG"
 PATIENCE = 3.0  # seconds until a process that was told to end must be gone
 _STANDARD_LIBRARY = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
+
+
+@contextmanager
+def nothing_left(*, patience: float = PATIENCE) -> Iterator[None]:
+    """A block that must leave nothing behind that was not there before.
+
+    >>> import qflow as qf
+    >>> with qf.testing.nothing_left():
+    ...     with qf.process(n=2)(abs) | qf.queue(2) as pipe:
+    ...         list(pipe([-1, -2]))
+    [1, 2]
+
+    Looked for are processes (also those whose parent is gone), threads, open descriptors, mappings of shared
+    memory, entries of /dev/shm, and changes of what the whole process shares: signal handlers, resource limits,
+    the working directory, the start method of multiprocessing. Warm workers belong to their pipe: close it, as
+    ``with pipe:`` does, or make it before the block.
+
+    Args:
+        patience: seconds to wait for what is on its way out.
+    Raises:
+        AssertionError: something is left; the text lists it.
+    """
+    set_tag()
+    before = snapshot()
+    yield
+    found = left_over(before, patience=patience)
+    if found:
+        raise AssertionError("left behind:\n  " + "\n  ".join(found))
 
 
 def set_tag() -> None:

@@ -1,0 +1,5 @@
+"""Bench: qflow beside whatever peers are installed, ``python -m qflow.bench``.
+
+``faults`` breaks the same thing in each of them and sees what the consumer gets; ``payloads`` sends the
+same values through each of them and sees what comes out.
+"""

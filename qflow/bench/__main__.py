@@ -1,0 +1,41 @@
+"""Command line of the bench: ``python -m qflow.bench faults``, ``python -m qflow.bench payloads``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from qflow.bench.fault_rows import FAULTS
+from qflow.bench.matrix import Matrix
+from qflow.bench.payload_rows import PAYLOADS
+from qflow.bench.systems import SYSTEMS
+
+_FOR_PAYLOADS = {"torch_as_is", "spdl_arena"}  # they differ from their neighbours in what is sent, not in what breaks
+
+COMMANDS = {
+    "faults": Matrix(
+        "Break the same things in qflow and its installed peers; who raises, hangs, loses results or leaves processes?",
+        FAULTS,
+        [name for name in SYSTEMS if name not in _FOR_PAYLOADS],
+    ),
+    "payloads": Matrix(
+        "Send values that are hard to send through qflow and its installed peers; what comes out?",
+        PAYLOADS,
+        ["qflow", "torch_as_is", "nodes", "executor", "loky", "mpire", "spdl_subprocess", "spdl_arena", "grain", "pypeln"],
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m qflow.bench", description="qflow beside its peers.", allow_abbrev=False)
+    choice = parser.add_subparsers(dest="command", metavar="command", required=True)
+    for name, command in COMMANDS.items():
+        command.add_arguments(choice.add_parser(name, help=command.HELP, description=command.HELP, allow_abbrev=False))
+    arguments = parser.parse_args(argv)
+    return COMMANDS[arguments.command].run(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

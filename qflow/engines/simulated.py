@@ -1,0 +1,242 @@
+"""Simulated: a flow in one thread, through the coordination of the process engine, in an order that a seed chooses.
+
+Every interleaving of workers and every death between two of their acts can be had again from its number,
+so that a defect of order or recovery is a seed that anyone can replay, under a debugger if need be.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from typing import Any, final
+
+import numpy as np
+
+from qflow.graph.flow import Flow
+from qflow.graph.options import RunOptions
+from qflow.graph.plan import Plan
+from qflow.graph.run import Engine, Run, StepStats, Told
+from qflow.graph.sizes import count
+from qflow.graph.source import use
+from qflow.runtime import books
+from qflow.runtime.board import ERROR, VIEWS, Board, shape_of, words_needed
+from qflow.runtime.codec import Encoded, decode
+from qflow.runtime.desk import Desk
+from qflow.runtime.failure import Failure
+from qflow.runtime.feeder import parcels
+from qflow.runtime.ledger import Ledger, Orders
+from qflow.runtime.log import REGIONS, Log
+from qflow.runtime.memory import Lease, Memory
+from qflow.runtime.shipping import pickled
+from qflow.runtime.simulation import Actor, Simulation
+from qflow.runtime.streaming import stream
+from qflow.runtime.turn import Acting, Claim, Cursor, Loose, feed, work
+from qflow.runtime.whereabouts import Death, here
+
+LOG = 1 << 26  # bytes of addresses for each region of a stream's log
+
+
+@final
+class Simulated(Engine):
+    """Workers as actors of one thread; the same results, errors and statistics as with processes.
+
+    >>> import qflow as qf
+    >>> from qflow.engines.simulated import Simulated
+    >>> list(qf.run(qf.process(n=3)(abs), [-1, -2, -3], engine=Simulated(seed=7)))
+    [1, 2, 3]
+
+    Args:
+        seed: chooses the interleaving and the deaths.
+        deaths: how many workers die, each between two of its acts.
+        attempts: as in `Processes`.
+    """
+
+    def __init__(self, seed: int = 0, *, deaths: int = 3, attempts: int = 2) -> None:
+        self.seed, self.deaths = seed, deaths
+        self.attempts = count(attempts, "attempts", "qf.engines.Simulated(attempts=2)")
+
+    def start(self, flow: Flow[Any, Any], plan: Plan, source: Iterable[Any], length: int | None, options: RunOptions) -> Run[Any]:
+        return SimulatedRun(self, plan, use(source), length, options)
+
+
+@final
+class PlainCells:
+    """Cells in plain memory, as `memory.Cells` are in shared memory; several may share one content."""
+
+    stride = sys.maxsize
+
+    def __init__(self, content: dict[int, bytearray]) -> None:
+        self._content = content
+        self.returned: deque[int] = deque()
+
+    def put(self, cell: int, encoded: Encoded) -> None:
+        """Fill a cell."""
+        self._content[cell] = bytearray(encoded.nbytes)
+        encoded.fill(memoryview(self._content[cell]))
+
+    def region(self, cell: int) -> memoryview:
+        """The bytes of a cell."""
+        return memoryview(self._content[cell])
+
+    def lease(self, cell: int, start: int, end: int) -> Lease:
+        """A view on bytes of a cell, which notes the cell in ``returned`` when it is gone."""
+        lease = Lease((end - start,), np.uint8, self._content[cell], start)
+        lease._note = (self.returned, cell, os.getpid())
+        return lease
+
+
+@final
+class SimulatedRun(Run[Any]):
+    """The actors of one run; ``next`` lets them act until the consumer has a result."""
+
+    def __init__(self, engine: Simulated, plan: Plan, values: Iterator[Any], length: int | None, options: RunOptions) -> None:
+        super().__init__(length, options)
+        self.plan, self._deaths = plan, engine.deaths
+        shape = shape_of(plan, ordered=options.ordered)
+        self._board = Board(shape, memoryview(bytearray(8 * words_needed(shape))).cast("Q"))
+        self._rng = random.Random(engine.seed)
+        self._simulation = Simulation(self._board, len(plan.groups), self._rng)
+        self._contents: list[dict[int, bytearray]] = [{} for _ in shape.edges]
+        self._last = PlainCells(self._contents[-1])
+        self._names = tuple(group.name for group in plan.groups)
+        self._payloads = [pickled(group) for group in plan.groups]
+        self._logs = {n: Log(Memory(-1, REGIONS * LOG), LOG) for n, group in enumerate(plan.groups) if group.stream}
+        self._orders = Orders(collect=options.on_error == "collect", poison=True)
+        self._ledger = Ledger(engine.attempts)
+        self._began = time.perf_counter()
+        self._failed: Counter[int] = Counter()
+        self._died: Counter[int] = Counter()
+        self._me = shape.participants - 1
+        self._cursor = (Cursor if options.ordered else Loose)(self._board, len(shape.edges) - 1, self._me)
+        self._leased: set[int] = set()
+        items = parcels(values, plan.feed, sys.maxsize, collect=self._orders.collect)
+        self._simulation.actors[0] = Actor(feed(self._board), {"result": lambda: next(items, None), "fill": self._filling(0)})
+        for number, group in enumerate(plan.groups):
+            for who in range(shape.first[number + 1], shape.first[number + 1] + group.n):
+                self._hire(number, who, self._orders)
+
+    # ---- workers
+
+    def _hire(self, number: int, who: int, orders: Orders) -> None:
+        """A worker, with a step of its own, as if it were a process."""
+        inputs, outputs = PlainCells(self._contents[number]), PlainCells(self._contents[number + 1])
+        desk = Desk(self._board, self._names, number, who, inputs, outputs, self._logs.get(number))
+        desk.caught = (Exception, KeyboardInterrupt, SystemExit, GeneratorExit)
+        _here(desk, self._open)(desk, number, orders)
+        effects = {**desk.effects, "fill": self._filling(number + 1)}
+        desk.unkept = lambda cell: self._drive(desk.taker.unkeep(cell))
+        acting = (stream if desk.streams else work)(self._board, number, who)
+        self._simulation.actors[who] = Actor(acting, {word: _here(desk, effect) for word, effect in effects.items()}, number)
+
+    def _open(self, desk: Desk, number: int, orders: Orders) -> None:
+        desk.opened = pickle.loads(self._payloads[number]).opened()
+        desk.start(orders)
+
+    def _filling(self, edge: int) -> Any:
+        cells = PlainCells(self._contents[edge])
+        return lambda cell, parcel: cells.put(cell, parcel.content)
+
+    def _act(self) -> None:
+        """Let somebody act, or die."""
+        simulation = self._simulation
+        workers = [who for who, actor in simulation.actors.items() if actor.step is not None]
+        if self._deaths and workers and self._rng.random() < 0.02:
+            self._deaths -= 1
+            return self._die(self._rng.choice(workers))
+        who = simulation.choose()
+        try:
+            simulation.act(who)
+        except Death:
+            self._die(who)
+
+    def _die(self, who: int) -> None:
+        """A worker dies, with all threads of its process, and is replaced."""
+        number = self._simulation.actors[who].step
+        assert number is not None
+        group, first = self.plan.groups[number], self._board.edges[number + 1].first
+        together = range(first, first + group.n) if group.placement == "thread" else [who]
+        decision = self._ledger.judge(self._board, number, who, together, stream=group.stream)
+        self._died[number] += 1
+        orders = self._ledger.orders(self._orders, number, group.name, decision, "died", "")
+        for each in together:
+            if each in self._simulation.actors:
+                self._hire(number, each, orders)
+
+    # ---- consumer
+
+    def _next(self) -> Any:
+        claim = self._drive(self._cursor.take())
+        if claim is None:
+            self._finish()
+            raise StopIteration
+        if claim.kind & ERROR:
+            failure: Failure = decode(self._last, claim.cell, read_only=False, views=False)[0]
+            self._drive(self._cursor.taker.free(claim.cell, claim.place))
+            self._failed[failure.group] += 1
+            return Told(failure.told())
+        return self._value(claim)
+
+    def _value(self, claim: Claim) -> Any:
+        cells = self._last
+        while cells.returned:
+            cell = cells.returned.popleft()
+            self._leased.discard(cell)
+            self._drive(self._cursor.taker.unkeep(cell))
+        each = self._cursor.taker.edge.cells_each
+        views = sum(cell // each == claim.cell // each for cell in self._leased) < VIEWS
+        value, _, viewing = decode(cells, claim.cell, read_only=False, views=views)
+        if viewing:
+            self._leased.add(claim.cell)
+        self._drive(self._cursor.taker.free(claim.cell, claim.place, viewing))
+        return value
+
+    def _drive(self, actions: Acting) -> Any:
+        """The consumer acts; others act in between as the seed has it."""
+        try:
+            while True:
+                action = next(actions)
+                for _ in range(self._rng.choice((0, 0, 1, 5))):
+                    if self._simulation.able():
+                        self._act()
+                if action == ("wait",):
+                    while not self._simulation.bells[self._me]:
+                        self._act()
+                    self._simulation.bells[self._me] = 0
+                elif action[0] == "ring":
+                    self._simulation.bells[action[1]] += 1
+        except StopIteration as stop:
+            return stop.value
+
+    def _finish(self) -> None:
+        """All come to rest, and the books must balance."""
+        first = books.first_whole(self._board, self.plan.groups)
+        while self._simulation.actors and not first:
+            self._act()
+        books.balance(self._board, self._names, first)
+
+    def close(self) -> None:
+        self._over = True
+        self._simulation.actors.clear()
+
+    def stats(self) -> list[StepStats]:
+        seconds = time.perf_counter() - self._began
+        return books.statistics(self._board, self.plan.groups, seconds, self._failed, self._died, {})
+
+
+def _here(desk: Desk, effect: Any) -> Any:
+    """An effect in which `qf.worker()` tells of this desk."""
+
+    def play(*arguments: Any) -> Any:
+        before = here.info, here.simulated
+        here.info, here.simulated = desk.info, True
+        try:
+            return effect(*arguments)
+        finally:
+            here.info, here.simulated = before
+
+    return play

@@ -1,0 +1,128 @@
+"""Warm: the crews that a flow keeps between its runs.
+
+They belong to the very flow object, and go with its `close`, its garbage collection, or the interpreter.
+"""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from qflow.graph.flow import Flow
+from qflow.graph.plan import Plan
+from qflow.runtime.crew import Crew, key_of
+from qflow.runtime.shipping import installed, source_files
+
+if TYPE_CHECKING:
+    from qflow.engines.processes import Session
+
+
+class Warm:
+    """The crews of one flow: at most one that rests, and the sessions that run."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.RLock())
+        self._resting: Crew | None = None
+        self._stopping = 0
+        self._closed = False
+        self.sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+    def take(self, plan: Plan, ordered: bool, start: str) -> Crew:
+        """A crew at rest that fits the plan, else a new one."""
+        key = key_of(plan, ordered), source_files(plan), start
+        with self._changed:
+            self._changed.wait_for(lambda: not self._stopping, 2)
+            crew, self._resting = self._resting, None
+        if crew is not None and (crew.key, crew.modules, crew.start_method) == key and crew.sound:
+            return crew
+        try:
+            made = Crew(plan, ordered, installed(plan), start)  # before the old one goes, so that the nursery stays
+        finally:
+            if crew is not None:
+                crew.close()
+        made.modules = key[1]
+        return made
+
+    def give(self, crew: Crew, *, usable: bool) -> None:
+        """Take a crew back after a run."""
+        with self._changed:
+            keep = usable and not self._closed and self._resting is None
+            if keep:
+                self._resting = crew
+        if not keep:
+            crew.close(linger=threading.get_ident() != threading.main_thread().ident and not self._closed)
+
+    def stopping(self, by: int) -> None:
+        """Count the runs that are being stopped; the next one waits for their crew."""
+        with self._changed:
+            self._stopping += by
+            self._changed.notify_all()
+
+    def close(self, *, linger: bool = False) -> None:
+        """End the runs and the workers."""
+        with self._changed:
+            self._closed = True
+            crew, self._resting = self._resting, None
+        for session in list(self.sessions):
+            session.close()
+        if crew is not None:
+            crew.close(linger=linger)
+
+
+_warm: dict[int, Warm] = {}
+
+
+def warm_of(flow: Flow[Any, Any]) -> Warm:
+    """The warm crews of this very flow, not of an equal one."""
+    found = _warm.get(id(flow))
+    if found is None:
+        found = _warm[id(flow)] = Warm()
+        weakref.finalize(flow, _collected, id(flow), os.getpid()).atexit = False
+    return found
+
+
+def release(flow: Flow[Any, Any]) -> None:
+    """End the workers of a flow."""
+    warm = _warm.pop(id(flow), None)
+    if warm is not None:
+        warm.close()
+
+
+def _collected(key: int, pid: int) -> None:
+    """A flow was garbage-collected; a thread of its own ends the workers, for this may be any thread at any point."""
+    warm = _warm.pop(key, None) if pid == os.getpid() else None
+    if warm is not None:
+        with contextlib.suppress(RuntimeError):
+            _thread.start_new_thread(warm.close, (), {"linger": True})
+
+
+@atexit.register
+def _at_exit() -> None:
+    while _warm:
+        _warm.popitem()[1].close()
+
+
+def _crews() -> Iterator[Crew]:
+    for warm in _warm.values():
+        yield from (crew for crew in [warm._resting, *(session.crew for session in warm.sessions)] if crew is not None)
+
+
+def _pin() -> None:
+    for crew in _crews():
+        crew.pin()
+
+
+def _forget() -> None:
+    """In a forked copy of this process: nothing here is ours."""
+    for crew in _crews():
+        crew.forget()
+    _warm.clear()
+
+
+os.register_at_fork(before=_pin, after_in_child=_forget)

@@ -1,0 +1,173 @@
+"""Options: what a mark promises beside its function: workers, tries, limits; and what a run does with failures.
+
+Options of a function stand on its mark, options of a run on ``pipe(...)``; a run may give defaults for
+marks, and the mark wins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+from qflow.errors import GraphError, got
+from qflow.graph import bytesizes
+from qflow.graph.sizes import count
+
+ON_ERROR = ("raise", "skip", "collect")
+
+
+class MarkOptions(TypedDict, total=False):
+    """The keywords of a mark, for the type checkers; `Options` has what they mean."""
+
+    n: int | None
+    name: str | None
+    retry: int | type[BaseException] | tuple[Any, ...] | Retry | None
+    timeout: float | None
+    max_items: int | None
+    max_memory: int | str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Retry:
+    """Which exceptions are tried again, how many times more, and the seconds to wait before.
+
+    >>> retry_of((OSError, 3))
+    (OSError, 3)
+    """
+
+    errors: tuple[type[BaseException], ...]
+    times: int
+    wait: float = 0.0
+
+    def __repr__(self) -> str:
+        names = ", ".join(error.__name__ for error in self.errors)
+        which = names if len(self.errors) == 1 else f"({names})"
+        return f"({which}, {self.times}{f', {self.wait}' if self.wait else ''})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of a mark; None: not given.
+
+    Attributes:
+        n: workers.
+        name: of the step.
+        retry: what to try again, in the same worker, on the item as it came.
+        timeout: seconds that the step may compute without giving a result.
+        max_items: items after which a worker process is replaced by a fresh one.
+        max_memory: bytes of private memory above which a worker process is replaced between two items.
+    """
+
+    n: int | None = None
+    name: str | None = None
+    retry: Retry | None = None
+    timeout: float | None = None
+    max_items: int | None = None
+    max_memory: int | None = None
+
+    def over(self, others: Options) -> Options:
+        """These, and the others where these say nothing."""
+        return Options(*(other if own is None else own for own, other in zip(_row(self), _row(others), strict=True)))
+
+    def given(self) -> list[tuple[str, Any]]:
+        """The options that say something, by name."""
+        fields = dataclasses.fields(self)
+        return [(field.name, value) for field, value in zip(fields, _row(self), strict=True) if value is not None]
+
+
+NOTHING = Options()
+MARK_WORDS = frozenset(field.name for field in dataclasses.fields(Options))
+
+
+def _row(options: Options) -> tuple[Any, ...]:
+    return tuple(getattr(options, field.name) for field in dataclasses.fields(options))
+
+
+def options_of(given: Mapping[str, Any], where: str) -> Options:
+    """Options as a user wrote them, or a GraphError; ``where`` is the code they stand in, as ``qf.process({})``."""
+    unknown = next((word for word in given if word not in MARK_WORDS), None)
+    if unknown is not None:
+        workers = unknown in {"workers", "nworkers", "num_workers"}
+        hint = "the number of workers is `n=`" if workers else f"there are {', '.join(f'`{word}=`' for word in _READ)}"
+        raise GraphError(f"`{where.partition('(')[0]}` has no option `{unknown}`: {hint}, as in `{where.format('n=2')}`.")
+    read: dict[str, Any] = {word: _READ[word](value, where) for word, value in given.items() if value is not None}
+    return Options(**read)
+
+
+def _name(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise GraphError(f"`name` is a text, but got {got(value)}.")
+    return value
+
+
+def _seconds(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise GraphError(f"`timeout` is a number of seconds above 0, but got {got(value)}. Write `{where.format('timeout=30')}`.")
+    return float(value)
+
+
+def _bytes(value: Any, where: str) -> int:
+    try:
+        return bytesizes.parse(value) if isinstance(value, str) else count(value, "max_memory", where.format('max_memory="2GB"'))
+    except ValueError as error:
+        raise GraphError(f"`max_memory` is a number of bytes or a text: {error}.") from None
+
+
+def retry_of(value: Any, where: str = "qf.process({})") -> Retry:
+    """What ``retry=`` means: ``3``, ``OSError``, ``(OSError, 3)``, or ``((OSError, KeyError), 3, 0.5)`` with seconds to wait."""
+    match value:
+        case Retry():
+            return value
+        case int():
+            errors, times, wait = Exception, value, 0.0
+        case (errors, times):
+            wait = 0.0
+        case (errors, times, wait):
+            pass
+        case errors:
+            times, wait = 1, 0.0
+    kinds = errors if isinstance(errors, tuple) else (errors,)
+    sound = kinds and all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds)
+    if not sound or isinstance(wait, bool) or not isinstance(wait, int | float) or wait < 0:
+        raise GraphError(
+            f"`retry` says which exceptions to try again and how often, but got {got(value)}. "
+            f"Write `{where.format('retry=(OSError, 3)')}`, or `(OSError, 3, 0.5)` to wait half a second before each."
+        )
+    return Retry(kinds, count(times, "retry", where.format("retry=(OSError, 3)")), float(wait))
+
+
+_READ = {
+    "n": lambda value, where: count(value, "n", where.format("n=2")),
+    "name": _name,
+    "retry": retry_of,
+    "timeout": _seconds,
+    "max_items": lambda value, where: count(value, "max_items", where.format("max_items=1000")),
+    "max_memory": _bytes,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """What one run does.
+
+    Attributes:
+        ordered: results in the order of the source, or as they come.
+        on_error: ``"raise"`` the first failure in its turn; ``"skip"`` failing items, which are counted and
+            listed in ``run.failures``; ``"collect"``: as skip, and each listed failure has the value that failed.
+        max_errors: more failures than this end the run with the last of them; None: any number is skipped.
+    """
+
+    ordered: bool = True
+    on_error: str = "raise"
+    max_errors: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.ordered, bool):
+            raise GraphError(f"`ordered` is True or False, but got {got(self.ordered)}.")
+        if self.on_error not in ON_ERROR:
+            raise GraphError(f"`on_error` is one of {', '.join(map(repr, ON_ERROR))}, but got {got(self.on_error)}.")
+        if self.max_errors is not None:
+            count(self.max_errors, "max_errors", 'pipe(xs, on_error="skip", max_errors=10)')
+            if self.on_error == "raise":
+                raise GraphError('`max_errors` counts skipped items: write `pipe(xs, on_error="skip", max_errors=10)`.')

@@ -1,0 +1,245 @@
+"""Row: operators in a row, given one value at a time; what fails stands among the results.
+
+`Operator.transform` is what an operator means. A row is the same meaning turned round, value by value,
+so that an engine can say where each result comes from, go on after a failure, and write down what the
+streams keep:
+
+    add(value)    [Each Each] -> Stream -> [Each] -> Stream -> ...    results
+    finish()                     Stream -> [Each] -> Stream -> ...    the last results
+
+A result comes with its index path (the source item's number, then the position among the results of
+each iterator; a stream numbers its results anew) and with whether it is known to be the last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from qflow.errors import NondeterministicStep, StepError, blamed, describe
+from qflow.graph.flow import Each, Operator, Stream
+
+Path = tuple[int, ...]
+Result = tuple[Path, Any, bool]
+Eaches = tuple[Each[Any, Any], ...]
+Caught = type[BaseException] | tuple[type[BaseException], ...]
+NO_ITEM: Any = object()
+
+
+class Failed(NamedTuple):
+    """In place of a result: what was raised, by which step, for which value, at which try."""
+
+    error: BaseException
+    step: str
+    what: str | None
+    value: Any
+    attempts: int = 1
+
+
+@dataclasses.dataclass
+class Watch:
+    """What an engine does around the user's code in a row.
+
+    Attributes:
+        caught: what user code may raise that is a failure of its item: `Exception` where Ctrl-C arrives,
+            `BaseException` in a worker.
+        enter: called before user code, inside what is caught.
+        leave: called after it.
+        copy: keeps a value so that the function it returns gives it afresh, for a step that is tried again.
+    """
+
+    caught: Caught = Exception
+    enter: Callable[[], None] | None = None
+    leave: Callable[[], None] | None = None
+    copy: Callable[[Any], Callable[[], Any]] | None = None
+
+    def call(self, operator: Operator[Any, Any], function: Callable[[Any], Any], value: Any) -> Any:
+        """Call a function of an operator."""
+        if self.enter is None or not operator.user_code:
+            return function(value)
+        assert self.leave is not None
+        self.enter()
+        try:
+            result = function(value)
+        except self.caught:
+            self.leave()
+            raise
+        self.leave()
+        return result
+
+
+class Row:
+    """Operators in a row, at work.
+
+    Args:
+        operators: opened (`Operator.opened`).
+        watch: around user code.
+        states: `states` of a predecessor, to go on where it was.
+    """
+
+    def __init__(
+        self,
+        operators: Sequence[Operator[Any, Any]],
+        watch: Watch | None = None,
+        states: Sequence[tuple[int, Any]] | None = None,
+    ) -> None:
+        self._watch = watch or Watch()
+        self._parts: list[Eaches] = [()]
+        self._streams: list[Stream[Any, Any]] = []
+        for operator in operators:
+            if isinstance(operator, Stream):
+                self._streams.append(operator)
+                self._parts.append(())
+            elif isinstance(operator, Each):
+                self._parts[-1] += (operator,)
+        states = states or [(0, None)] * len(self._streams)
+        self._given = [given for given, _ in states]
+        self._kept = [stream.accumulator(kept) for stream, (_, kept) in zip(self._streams, states, strict=True)]
+        self.entered: list[Any] | None = None  # what the first stream has taken, for an engine that writes it down
+        self.deep = False  # a later stream has taken what user code gave
+
+    def add(self, value: Any, path: Path, reload: Callable[[], Any] | None = None) -> Iterator[Result]:
+        """The results that a value brings; ``reload`` gives it afresh when a step is tried again."""
+        return self._after(0, value, path, reload)
+
+    def enter(self, value: Any) -> None:
+        """Let the first stream take a value again that it had `entered`."""
+        for _ in self._given_out(0, self._kept[0].add(value), value, ()):
+            pass
+
+    def finish(self) -> Iterator[Result]:
+        """The results that come when there are no more values."""
+        for number, kept in enumerate(self._kept):
+            yield from self._given_out(number, kept.finish(), NO_ITEM, (self._given[number],))
+
+    @property
+    def done(self) -> bool:
+        """Whether a stream needs no more values."""
+        return any(kept.done for kept in self._kept)
+
+    @property
+    def states(self) -> list[tuple[int, Any]]:
+        """For each stream how many results it has given, and what it keeps."""
+        return [(given, kept.state) for given, kept in zip(self._given, self._kept, strict=True)]
+
+    def _after(self, part: int, value: Any, path: Path, reload: Callable[[], Any] | None = None) -> Iterator[Result]:
+        """What comes of a value that has passed the streams before ``part``."""
+        results = through_each(self._parts[part], value, path, self._watch, reload)
+        return results if part == len(self._streams) else self._into(part, results)
+
+    def _into(self, number: int, results: Iterator[Result]) -> Iterator[Result]:
+        for path, value, _ in results:
+            if type(value) is Failed:
+                yield path, value, False
+            else:
+                if number:
+                    self.deep = self.deep or any(each.user_code for each in self._parts[number])
+                elif self.entered is not None:
+                    self.entered.append(value)
+                yield from self._given_out(number, self._kept[number].add(value), value, path)
+            del value  # not kept alive while the next one is made
+
+    def _given_out(self, number: int, results: Iterator[Any], value: Any, path: Path) -> Iterator[Result]:
+        """What a stream gives out for a value, through the rest of the row."""
+        while True:
+            try:
+                result = next(results)
+            except StopIteration:
+                return
+            except self._watch.caught as error:
+                yield path, failed(error, self._streams[number], value), False
+                return
+            given = (self._given[number],)
+            self._given[number] += 1
+            for below, each, _ in self._after(number + 1, result, given):
+                yield below, each, False
+                del each
+            del result
+
+
+def through_each(
+    operators: Eaches, value: Any, path: Path, watch: Watch, reload: Callable[[], Any] | None = None
+) -> Iterator[Result]:
+    """What operators that work item by item make of one value: the same values as their transforms, piped.
+
+    A step with ``retry`` is tried again from this value on; what an iterator has given by then is not given twice.
+    """
+    given, current = 0, value
+    attempts: Counter[int] = Counter()  # of each operator
+    if reload is None and watch.copy is not None and any(operator.retry for operator in operators):
+        reload = watch.copy(value)
+    while True:
+        problem, given = yield from _try(operators, current, path, watch, given)
+        if problem is None:
+            return
+        error, operator, at = problem
+        retry = operator.retry
+        attempts[id(operator)] += 1
+        if retry is None or attempts[id(operator)] > retry.times or not isinstance(error, retry.errors):
+            yield path, failed(error, operator, at, attempts[id(operator)]), not given
+            return
+        time.sleep(retry.wait)
+        current = value if reload is None else reload()
+
+
+Problem = tuple[BaseException, Each[Any, Any], Any]
+
+
+def _try(
+    operators: Eaches, value: Any, path: Path, watch: Watch, given: int
+) -> Generator[Result, None, tuple[Problem | None, int]]:
+    """One try -> the problem, if any, and how many results of an iterator have been given by now."""
+    for number, operator in enumerate(operators):
+        try:
+            outputs = watch.call(operator, operator.outputs, value)
+        except watch.caught as error:
+            return (error, operator, value), given
+        if type(outputs) is not tuple:
+            raised, given = yield from _several(operator, operators[number + 1 :], iter(outputs), path, watch, given)
+            return (None if raised is None else (raised, operator, value)), given
+        if not outputs:
+            return None, given
+        value = outputs[0]
+    yield path, value, True
+    return None, given
+
+
+def _several(
+    operator: Each[Any, Any], operators: Eaches, results: Iterator[Any], path: Path, watch: Watch, given: int
+) -> Generator[Result, None, tuple[BaseException | None, int]]:
+    """The results of an iterator, each through the operators after it, but for the first ``given``."""
+    position = 0
+    while True:
+        try:
+            each = watch.call(operator, next, results)
+        except StopIteration:
+            return (fewer(position, given) if position < given else None), given
+        except watch.caught as error:
+            return error, given
+        if position >= given:
+            given = position + 1
+            for below, result, _ in through_each(operators, each, (*path, position), watch):
+                yield below, result, False
+        position += 1
+        del each
+
+
+def fewer(now: int, before: int) -> NondeterministicStep:
+    """The error for results that were given and do not come again."""
+    return NondeterministicStep(
+        f"The step gave {now} results when it was tried again, but at least {before} before. "
+        "It must give the same results for the same item; let random numbers depend on the item alone."
+    )
+
+
+def failed(error: BaseException, operator: Operator[Any, Any], value: Any, attempts: int = 1) -> Failed:
+    """What was raised by an operator for a value."""
+    name, what = blamed(error) or (operator.name, None if value is NO_ITEM else describe(value))
+    if isinstance(error, StopIteration):
+        quiet = StepError(f"step {name!r} raised {error!r}, which would end the loop quietly")
+        quiet.__cause__ = error
+        error = quiet
+    return Failed(error, name, what, value, attempts)

@@ -1,0 +1,352 @@
+"""Desk: where one worker's user code meets the coordination: loads items, runs the step, encodes results.
+
+It plays those effects of `turn` and `streaming` that touch user data; who waits for whom is its host's
+business (`worker`, `engines.simulated`). What the user's code is at stands in words that outlive the
+worker (`board`), so that its death can be charged to the right call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+from qflow.errors import TransportError
+from qflow.graph.markers import CLOSE
+from qflow.graph.plan import Group
+from qflow.graph.row import NO_ITEM, Caught, Failed, Path, Result, Row, Watch, fewer
+from qflow.runtime.board import DATA, END, ERROR, VIEWS, Board, Phase
+from qflow.runtime.codec import Head, decode, encode, path_of
+from qflow.runtime.failure import Failure, bytes_of, failure_of
+from qflow.runtime.ledger import Orders, Verdict
+from qflow.runtime.log import Log, copied
+from qflow.runtime.turn import Claim, Parcel, Taker
+from qflow.runtime.whereabouts import WorkerInfo
+
+UNWRITTEN = 3  # in place of a half of the log, 1 or 2: what the stream keeps can't be sent, so nobody can go on from it
+IDLE, LOAD, RUN, SEND = map(int, (Phase.IDLE, Phase.LOAD, Phase.RUN, Phase.SEND))  # plain numbers: they are stored often
+SNAPSHOT = 1 << 26  # bytes of records from which on the state is written anew, when it was less than a quarter of them
+
+
+class Desk:
+    """One participant: the group, its input and output cells, its words.
+
+    Args:
+        names: of the groups, for errors.
+        number: of the group.
+        me: the participant.
+        inputs, outputs: cells, `memory.Cells` or their like.
+        log: of a stream.
+    """
+
+    def __init__(
+        self, board: Board, names: tuple[str, ...], number: int, me: int, inputs: Any, outputs: Any, log: Log | None = None
+    ) -> None:
+        self.board, self.number, self.me = board, number, me
+        self.name, self._maker = names[number], names[number - 1] if number else "source"
+        self.inputs, self.outputs, self._log = inputs, outputs, cast(Log, log)  # only streams have one
+        self.at, self.counts = board.at[me], board.counts[me]
+        self.streams = log is not None
+        self.taker = Taker(board, board.edges[number], me)
+        self.forked = False
+        self.caught: Caught = BaseException  # what user code may raise that is a failure of its item
+        self.between: Callable[[], None] = lambda: None  # called when an item is finished
+        self.unkept: Callable[[int], None] = lambda cell: None  # called for each kept cell that is free again
+        self._gate = threading.Lock()
+        self._kept: set[int] = set()  # input cells on which user code keeps views
+        self._results: Iterator[Result] = iter(())
+        self._parcels: Iterator[Parcel] | None = None
+        self._path: Path = ()
+        self._value: Any = NO_ITEM
+        self._viewing: int | None = None  # the cell of the item at work, if it has views on it
+        self._given = self._retries = self._snapshot = self._begun = 0
+        self._gated = self._careful = False
+        self.effects: dict[str, Callable[..., Any]] = {
+            "begin": self._begin,
+            "result": self._result,
+            "fewer": self._fewer,
+            "fill": self._fill,
+            "release": self._release,
+            "restore": self._restore,
+            "finish": self._finish,
+            "save": self._save,
+            "done?": lambda: self._row is not None and self._row.done,
+        }
+
+    opened: Group  # with the user's classes built
+    orders = Orders()
+
+    def start(self, orders: Orders, gate: threading.Lock | None = None) -> None:
+        """Be ready for a run of the opened group."""
+        self.orders, self._gate = orders, gate or self._gate
+        self._careful = bool(orders.verdicts or orders.suspects)
+        self._watch = Watch(self.caught, self._enter, self._leave, self._copy)
+        self._row = None if self.streams or orders.fatal else Row(self.opened.operators, self._watch)
+        self.at[0] = IDLE
+
+    def info(self) -> WorkerInfo:
+        """What the step may know of its worker."""
+        tries = self.orders.tries.get(self.at[1] - 1, 0)
+        out = self.board.edges[self.number + 1]
+        return WorkerInfo(self.name, self.me - out.first, out.shape.producers, 1 + tries + self._retries)
+
+    def kept(self) -> list[tuple[int, int, int]]:
+        """At rest, the cells that user code still has views on: edge, cell, and who."""
+        self._let_go()
+        self._kept -= {*self.inputs.returned}
+        self.inputs.returned.clear()
+        return [(self.number, cell, self.me) for cell in self._kept]
+
+    # ---- around user code
+
+    def _enter(self, phase: int = RUN) -> None:
+        """User code begins; raises the verdict if this call is not to be made."""
+        at = self.at
+        at[2] += 1
+        if self._careful:
+            self._enter_carefully()
+        if phase == RUN:
+            at[3] = time.monotonic_ns()
+        at[0] = phase
+
+    def _enter_carefully(self) -> None:
+        verdict = self.orders.verdicts.get((self.at[1] - 1, self.at[2]))
+        if verdict is not None:
+            raise verdict.error()
+        if self.orders.suspects:
+            self._gated = self._gate.acquire(timeout=10)  # not for ever: threads may wait for each other
+
+    def _leave(self) -> None:
+        self.at[0] = IDLE
+        if self._gated:
+            self._gated = False
+            self._gate.release()
+        if self.forked:  # a copy of this worker, made by the user's code; the original goes on
+            os._exit(0)
+
+    def _copy(self, value: Any) -> Callable[[], Any]:
+        """Keep a value for a step that may be tried again on it."""
+        try:
+            body = copied(encode(value))
+        except Exception:
+            return lambda: self._again(value)
+        return lambda: self._again(decode(body, 0, read_only=True, views=False)[0])
+
+    def _reload(self) -> Any:
+        """The item at work as it came."""
+        return self._again(decode(self.inputs, self._claim.cell, read_only=True, views=False)[0])
+
+    def _again(self, value: Any) -> Any:
+        self._retries += 1
+        self.counts[3] += 1
+        return value
+
+    # ---- items
+
+    def _begin(self, claim: Claim) -> bool:
+        """Load an item and start the step on it -> whether it has views on its cell."""
+        self._claim, self._retries = claim, 0
+        self._begun += 1
+        self.at[2], self.at[1] = 0, claim.place + 1
+        self._parcels = None
+        if self.orders.fatal is not None:
+            self._parcels = iter([self._given_up(self.orders.fatal)])
+            return False
+        if claim.kind & ERROR:
+            self._parcels = iter([self._passed_on(claim.cell)])
+            return False
+        try:
+            self._enter(LOAD)
+            value, self._path, viewing = self._load(claim.cell)
+            self._leave()
+        except self.caught as error:
+            self._leave()
+            self._parcels = iter([self._not_loaded(error)])
+            return False
+        self._viewing = claim.cell if viewing else None
+        self._value = value
+        self.counts[1] += value is not CLOSE
+        assert self._row is not None  # only a step that is given up has none
+        self._results = self._row.add(value, self._path, self._reload)
+        return viewing
+
+    def _passed_on(self, cell: int) -> Parcel:
+        """The failure of an earlier step, for the next one."""
+        failure, path, _ = decode(self.inputs, cell, read_only=True, views=False)
+        return _parcel(failure, path, ERROR | END)
+
+    def _given_up(self, verdict: Verdict) -> Parcel:
+        failed = Failed(verdict.error(), self.name, None, None)
+        with contextlib.suppress(Exception):
+            self._path = path_of(self.inputs, self._claim.cell)
+        return _parcel(failure_of(failed, self._path, None)._replace(fatal=True, group=self.number), self._path, ERROR | END)
+
+    def _not_loaded(self, error: BaseException) -> Parcel:
+        """An item that can't be built here; the step that made it is to blame."""
+        path = path_of(self.inputs, self._claim.cell)
+        if not isinstance(error, TransportError):
+            told = TransportError(f"An item can't be built in another process ({type(error).__name__}: {_text(error)}).")
+            told.__cause__ = error
+            error = told
+        return self._failure(Failed(error, self._maker, None, None), path, last=True, group=self.number - 1)
+
+    def _load(self, cell: int) -> tuple[Any, Path, bool]:
+        """The item in an input cell, with views while few cells of its producer are kept."""
+        self._unkeep()
+        each = self.board.edges[self.number].cells_each
+        views = sum(kept // each == cell // each for kept in self._kept) < VIEWS
+        return decode(self.inputs, cell, read_only=True, views=views)
+
+    def _result(self) -> Parcel | None:
+        """The next result of the item at work, encoded."""
+        if self._parcels is not None:
+            parcel = next(self._parcels, None)
+            self._given += parcel is not None
+            return parcel
+        begun = time.perf_counter_ns()
+        try:
+            path, value, last = next(self._results)
+        except StopIteration:
+            return None
+        finally:
+            self.counts[0] += time.perf_counter_ns() - begun
+        self._given += 1
+        if type(value) is Failed:
+            return self._failure(value, path, last=last)
+        try:
+            self._enter(SEND)
+            encoded = encode(value, path, self.outputs.stride)
+            self._leave()
+        except self.caught as error:
+            self._leave()
+            return self._failure(Failed(error, self.name, None, self._value), path, last=last)
+        self.counts[2] += value is not CLOSE
+        return Parcel(DATA | END if last else DATA, encoded.nbytes, encoded)
+
+    def _failure(self, failed: Failed, path: Path, *, last: bool, group: int | None = None) -> Parcel:
+        failure = failure_of(failed, path, os.getpid())._replace(group=self.number if group is None else group)
+        if self.orders.collect:
+            failure = failure._replace(value=bytes_of(failed.value))
+        return _parcel(failure, path, ERROR | END if last else ERROR)
+
+    def _fewer(self, now: int, before: int) -> Parcel:
+        return self._failure(Failed(fewer(now, before), self.name, None, None), self._path, last=True)
+
+    def _fill(self, cell: int, parcel: Parcel) -> None:
+        self.at[0] = SEND  # it may be too large for the memory that there is
+        parcel.content.fill(self.outputs.region(cell, parcel.nbytes))
+        self.at[0] = IDLE
+
+    def _release(self, claim: Claim) -> bool:
+        """The item is finished -> whether user code keeps a view on its cell."""
+        self._let_go()
+        if self._careful:
+            self.orders.suspects.discard(claim.place)
+        kept = claim.cell in self._kept
+        if self.orders.poison and not kept and self.taker.holds(claim):
+            poison(self.inputs, claim.cell)
+        if self._begun:  # not one that a predecessor has finished
+            self._begun -= 1
+            self.between()
+        return kept
+
+    def _let_go(self) -> None:
+        """Drop the item; if its cell does not come back, user code keeps a view on it."""
+        close = getattr(self._results, "close", None)
+        if close is not None:
+            with contextlib.suppress(Exception):
+                close()
+        self._value, self._results, self._parcels = NO_ITEM, iter(()), None
+        cell, self._viewing = self._viewing, None
+        if cell is not None:
+            if cell in self.inputs.returned:
+                self.inputs.returned.remove(cell)
+            else:
+                self._kept.add(cell)
+
+    def _unkeep(self) -> None:
+        """Give back kept cells whose last view is gone."""
+        returned = self.inputs.returned
+        while returned:
+            cell = returned.popleft()
+            if cell in self._kept:
+                self._kept.discard(cell)
+                if self.orders.poison:
+                    poison(self.inputs, cell)
+                self.unkept(cell)
+
+    # ---- streams
+
+    def _restore(self, half: int, end: int) -> bool:
+        """Build the stream, from what a predecessor has written down if there was one -> whether it needs no more."""
+        states, entered = None, []
+        if half == UNWRITTEN:
+            lost = "died, and what its stream kept was lost with it, because it can't be sent to another process"
+            self.orders = self.orders._replace(fatal=Verdict("died", f"A worker of step {self.name!r} {lost}."))
+        if self.orders.fatal is not None:
+            return False
+        if half or end:
+            states, entered = self._log.snapshot(half - 1) if half else None, [*self._log.records(end)]
+        self._row = Row(self.opened.operators, self._watch, states)
+        for value in entered:
+            self._row.enter(value)
+        self._row.entered, self._row.deep = [], False
+        return self._row.done
+
+    def _finish(self) -> None:
+        self.at[2], self.at[1] = 0, 0
+        self._parcels, self._value = None, NO_ITEM
+        self._results = iter(()) if self._row is None else self._row.finish()
+
+    def _save(self, half: int, end: int) -> tuple[int, int]:
+        """Write down what is kept after the entries pushed since the last save -> half and end of the log."""
+        row = self._row
+        if row is None:
+            return half, end
+        entered, row.entered = row.entered or [], []
+        written = half != UNWRITTEN and not self._given and not row.deep
+        self._given, row.deep = 0, False
+        try:
+            if written:
+                for value in entered:
+                    end = self._log.append(end, encode(value))
+                if end <= max(SNAPSHOT, 4 * self._snapshot):
+                    return half, end
+            return self._write_states(half), 0
+        except Exception:
+            return UNWRITTEN, 0
+
+    def _write_states(self, half: int) -> int:
+        """Write the state of the stream into the half that does not count -> which."""
+        assert self._row is not None
+        other = 2 if half == 1 else 1
+        self._snapshot = self._log.write_snapshot(other - 1, encode(self._row.states))
+        return other
+
+
+def used(region: memoryview) -> int:
+    """The bytes of the item that begins a region."""
+    head = Head(region)
+    return head.blocks[-1][1] if head.blocks else head.pickled.stop
+
+
+def poison(cells: Any, cell: int) -> None:
+    """Overwrite the item in a cell that is about to be free."""
+    region = cells.region(cell)
+    size = used(region)
+    region[:size] = b"\xdb" * size
+
+
+def _parcel(failure: Failure, path: Path, kind: int) -> Parcel:
+    encoded = encode(failure, path)
+    return Parcel(kind, encoded.nbytes, encoded)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)[:2000]
+    except Exception:
+        return "<unprintable>"

@@ -1,0 +1,199 @@
+"""Ledger: what the deaths of workers are charged to, as pure values.
+
+A worker that dies leaves its words (`board`): what it was `at`. Whoever replaces it goes on from there,
+so the ledger only decides whether it should: an item at whose calls workers die `attempts` times gets a
+`Verdict` in its place, a step that can't go on is given up. Only a death in the middle of work on user
+data is charged, and only a worker that was alone with its item makes it certain which item it was; of
+threads that died together all items are suspects, and are repeated one at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from qflow.errors import QFlowError, StepTimeout, TransportError, WorkerDied
+from qflow.runtime.board import Board, Phase
+
+STORM = 5  # deaths of one worker with an item in hand, and nothing committed by its step between
+
+Call = tuple[int, int]  # the entry's place, and which of its calls of user code
+
+
+class At(NamedTuple):
+    """What one participant of a dead worker was at: phase, place + 1, call, and whether it had an item in hand."""
+
+    who: int
+    phase: Phase
+    place: int
+    call: int
+    claimed: bool
+
+    @property
+    def charged(self) -> Call | None:
+        """The call that the death is charged to, if it was in the middle of one."""
+        return (self.place - 1, self.call) if self.phase in (Phase.LOAD, Phase.RUN, Phase.SEND) else None
+
+
+def at_of(board: Board, who: int, *, stream: bool) -> At:
+    """What a participant is at, or was when it died."""
+    phase, place, call, _ = board.at[who]
+    job = board.job[who]
+    return At(who, Phase(phase), place, call, bool(place) if stream else job[0] != job[4])
+
+
+class Verdict(NamedTuple):
+    """In place of the call that a worker died of: the kind of error, its text, and how often it was tried."""
+
+    kind: str
+    text: str
+    attempts: int = 1
+
+    def error(self) -> QFlowError:
+        """The exception."""
+        error = {"timeout": StepTimeout, "load": TransportError}.get(self.kind, WorkerDied)(self.text)
+        error.attempts = self.attempts
+        return error
+
+
+class Orders(NamedTuple):
+    """What the workers of a step are told for a run.
+
+    Attributes:
+        collect: failures bring the value that failed.
+        verdicts: calls that are not to be made; the error instead.
+        tries: for items, by their place, how often workers died of them.
+        suspects: places of items, one of which has killed a worker: until they are finished, user code runs
+            in one thread at a time. The threads of a process share the set.
+        fatal: the step is given up; the next item fails with this, for all policies.
+        poison: overwrite cells that are free, so that a view that should not be there shows itself.
+    """
+
+    collect: bool = False
+    verdicts: dict[Call, Verdict] = {}
+    tries: dict[int, int] = {}
+    suspects: set[int] = set()
+    fatal: Verdict | None = None
+    poison: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What to do about a death.
+
+    Attributes:
+        condemned: calls that are not to be repeated: the kind of error, and the number of deaths.
+        suspects: places of items, one of which has killed the worker; they are repeated one at a time.
+        given_up: why the step can't go on; empty: it can. ``kind``: of error.
+        left: the worker ended by itself, to be replaced by a fresh one.
+    """
+
+    condemned: dict[Call, tuple[str, int]] = dataclasses.field(default_factory=dict)
+    suspects: frozenset[int] = frozenset()
+    given_up: str = ""
+    kind: str = "died"
+    left: bool = False
+
+
+class Ledger:
+    """The deaths of one run."""
+
+    def __init__(self, attempts: int) -> None:
+        self.attempts = attempts
+        self._deaths: Counter[tuple[int, Call]] = Counter()  # of a group's call
+        self._openings: Counter[int] = Counter()  # of a member while it built its step
+        self._storms: Counter[int] = Counter()  # of a member with an item in hand
+        self._verdicts: dict[int, dict[Call, Verdict]] = {}
+        self._last: dict[int, tuple[int, int]] = {}  # member -> its own progress and its step's, at its last death
+
+    def judge(
+        self,
+        board: Board,
+        group: int,
+        member: int,
+        participants: Sequence[int],
+        *,
+        stream: bool,
+        overdue: Sequence[Call] = (),
+        blameless: bool = False,
+    ) -> Decision:
+        """A member of a group died; what its participants were at is taken from their words.
+
+        Args:
+            overdue: the calls for which it was killed because their time was up.
+            blameless: it is known that it died of something else.
+        """
+        ats = [at_of(board, who, stream=stream) for who in participants]
+        for who in participants:
+            board.at[who][0] = Phase.IDLE
+        if any(at.phase is Phase.LEFT for at in ats):
+            return Decision(left=True)
+        if blameless:
+            return Decision()
+        self._progressed(board, group, member, participants)
+        charged = {at.charged: at for at in ats if at.charged is not None}
+        if overdue and any(at.phase is Phase.OPEN for at in ats):
+            return Decision(given_up="was not ready in time: its step was still being loaded or built", kind="timeout")
+        if overdue:  # by our own hand; of the other calls nobody died
+            return Decision({call: ("timeout", 1) for call in charged if call in overdue})
+        for call in charged:
+            self._deaths[group, call] += 1
+        if len(charged) == 1:
+            ((call, at),) = charged.items()
+            deaths = self._deaths[group, call]
+            if deaths >= self.attempts:
+                return Decision({call: ("load" if at.phase is Phase.LOAD else "died", deaths)})
+        suspects = frozenset(place for place, _ in charged) if len(charged) > 1 else frozenset()
+        return Decision(suspects=suspects, given_up=self._given_up(member, ats))
+
+    def _progressed(self, board: Board, group: int, member: int, participants: Sequence[int]) -> None:
+        """Forget what a member died of before it claimed something, or its step committed something."""
+        out = board.edges[group + 1]
+        own = sum(board.job[who][0] for who in participants)
+        step = sum(out.head) + sum(sum(board.job[who]) for who in range(out.first, out.first + out.shape.producers))
+        before = self._last.get(member, (-1, -1))
+        self._last[member] = own, step
+        if own != before[0]:
+            self._openings[member] = 0
+        if step != before[1]:
+            self._storms[member] = 0
+
+    def _given_up(self, member: int, ats: Sequence[At]) -> str:
+        if any(at.phase is Phase.OPEN for at in ats):
+            self._openings[member] += 1
+            if self._openings[member] >= self.attempts:
+                return f"died {self._openings[member]} times while it was loaded or built"
+        elif any(at.claimed for at in ats):
+            self._storms[member] += 1
+            if self._storms[member] >= max(STORM, self.attempts):
+                return f"died {self._storms[member]} times without a result of its step between"
+        return ""
+
+    def orders(self, base: Orders, group: int, name: str, decision: Decision, how: str, more: str, seconds: float = 0) -> Orders:
+        """What the replacement is told; ``how`` the worker ended, and what ``more`` is known of it."""
+        for call, (kind, deaths) in decision.condemned.items():
+            self._verdicts.setdefault(group, {})[call] = _verdict(kind, deaths, how, more, seconds)
+        fatal = None
+        if decision.given_up:
+            fatal = Verdict(decision.kind, f"A worker of step {name!r} {decision.given_up}; the last {how}.{more}")
+        verdicts, suspects = self._verdicts.get(group, {}), set(decision.suspects)
+        return base._replace(verdicts=verdicts, tries=self._tries(group), suspects=suspects, fatal=fatal)
+
+    def _tries(self, group: int) -> dict[int, int]:
+        """For each item of a group, by its place, how often workers died of it."""
+        found: Counter[int] = Counter()
+        for (number, (place, _)), deaths in self._deaths.items():
+            if number == group:
+                found[place] += deaths
+        return dict(found)
+
+
+def _verdict(kind: str, deaths: int, how: str, more: str, seconds: float) -> Verdict:
+    """The error in the place of a call."""
+    if kind == "timeout":
+        return Verdict(kind, f"The step gave no result for {seconds:g} seconds (timeout={seconds:g}).{more}")
+    times = "killed its worker" if deaths == 1 else f"killed its worker {deaths} times, the last one"
+    what = f"could not be loaded: it {times}" if kind == "load" else times
+    return Verdict(kind, f"The item {what}, which {how}.{more}", deaths)

@@ -1,0 +1,76 @@
+"""Log: what a stream has taken and not yet given out, in memory that outlives its worker.
+
+    | snapshot | snapshot | records ... |        three regions of addresses, sparse
+
+A snapshot is the state of the stream at some entry; the records are the values that it took after that.
+Two snapshots take turns, so that the valid one stays whole while the next is written; the records of a
+replaced snapshot are written over. Which counts stands in words elsewhere (`streaming`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from qflow.runtime.codec import ALIGN, Encoded, decode
+from qflow.runtime.memory import Memory
+
+REGIONS = 3
+
+
+class Log:
+    """The log of one stream; ``memory`` has `REGIONS` times ``stride`` bytes."""
+
+    def __init__(self, memory: Memory, stride: int) -> None:
+        self._memory, self._stride = memory, stride
+        whole = memoryview(memory)
+        self._regions = [whole[number * stride : (number + 1) * stride] for number in range(REGIONS)]
+
+    def write_snapshot(self, half: int, encoded: Encoded) -> int:
+        """Write a snapshot -> its bytes."""
+        return self._write(half, 0, encoded)
+
+    def append(self, end: int, encoded: Encoded) -> int:
+        """Add a record -> where the next one will lie."""
+        return self._write(REGIONS - 1, end, encoded)
+
+    def _write(self, number: int, at: int, encoded: Encoded) -> int:
+        region, size = self._regions[number], encoded.nbytes
+        self._memory.reserve(number * self._stride + at, ALIGN + size)
+        region[at : at + ALIGN].cast("Q")[0] = size
+        encoded.fill(region[at + ALIGN : at + ALIGN + size])
+        return at + ALIGN + -(-size // ALIGN) * ALIGN
+
+    def snapshot(self, half: int) -> Any:
+        """The value of a snapshot."""
+        return next(_read(self._regions[half], ALIGN + 1))
+
+    def records(self, end: int) -> Iterator[Any]:
+        """The values of the records."""
+        return _read(self._regions[-1], end)
+
+
+def _read(region: memoryview, end: int) -> Iterator[Any]:
+    at = 0
+    while at < end:
+        size = region[at : at + ALIGN].cast("Q")[0]
+        yield decode(Body(region[at + ALIGN : at + ALIGN + size]), 0, read_only=True, views=False)[0]
+        at += ALIGN + -(-size // ALIGN) * ALIGN
+
+
+class Body:
+    """Bytes of an item that lie in no cell, for `codec.decode`."""
+
+    def __init__(self, region: memoryview) -> None:
+        self._region = region
+
+    def region(self, cell: int) -> memoryview:
+        """All of them."""
+        return self._region
+
+
+def copied(encoded: Encoded) -> Body:
+    """An encoded item with bytes of its own."""
+    body = memoryview(bytearray(encoded.nbytes))
+    encoded.fill(body)
+    return Body(body)

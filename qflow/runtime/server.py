@@ -1,0 +1,265 @@
+"""Server: the nursery's end of the line, which makes workers, signals them and waits for them.
+
+One request, one reply: ``fds`` hands over descriptors for the next workers, ``fork`` makes these, ``made`` gives their
+numbers and what shows their ends; ``undo`` takes all that back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
+
+from qflow.runtime.child import end_with
+from qflow.runtime.environment import know_lacking
+from qflow.runtime.memory import anonymous
+from qflow.runtime.needs import processes_refused
+
+MOST_FDS = 200  # the kernel passes at most 253 descriptors in one message
+SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
+class Way(NamedTuple):
+    """How workers are started, the module of their ``main``, and the calls that the kernel lacks."""
+
+    start: str
+    worker: str
+    lacking: frozenset[str]
+
+
+def serve(fileno: int, way: tuple[Any, ...]) -> NoReturn:
+    """Serve requests until the parent is gone."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored by the parent, nobody could be waited for
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    _fill_standard_streams()
+    know_lacking(Way(*way).lacking)
+    Server(socket.socket(fileno=fileno), Way(*way)).serve()
+
+
+def _fill_standard_streams() -> None:
+    """So that no descriptor of ours gets a number below 3."""
+    fd = 0
+    while fd < 3:
+        fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        if fd < 3:
+            os.set_inheritable(fd, True)
+    os.close(fd)
+
+
+class Server:
+    """The nursery's end of the line."""
+
+    def __init__(self, line: socket.socket, way: Way) -> None:
+        self.line, self.way = line, way
+        self._held: list[int] = []  # descriptors for the next workers
+        self._came = 0  # how many came with this request
+        self._handed: list[int] = []  # descriptors that go with the reply
+        self._latest: list[int] = []  # the workers of the latest order
+        self._ends: list[int] = []  # what shows their ends
+        self._living: set[int] = set()  # our workers
+        self._endings: dict[int, tuple[int, int]] = {}  # of workers that are reaped: their numbers may be others' now
+        self._lifeline, self._our_end = os.pipe()
+        self._main = None if way.start == "spawn" else importlib.import_module(way.worker).main
+
+    def serve(self) -> NoReturn:
+        """Answer until nobody asks any more."""
+        answers: dict[str, Callable[..., Any]] = {
+            "load": self._load,
+            "fds": self._hold,
+            "fork": self._fork,
+            "made": self._made,
+            "undo": self._undo,
+            "reap": self._reap,
+            "kill": self._kill,
+            "forget": self._forget,
+        }
+        while True:
+            try:
+                data, fds = receive(self.line)
+                if not data:
+                    self._leave()
+                self._held += fds
+                self._came = len(fds)
+                word, *details = pickle.loads(data)
+                reply = pickle.dumps(answers[word](*details))
+                socket.send_fds(self.line, [reply], self._handed)
+            except ConnectionError:
+                self._leave()
+            _close(self._handed)
+
+    def _leave(self) -> NoReturn:
+        """End, and with it the workers and what they have started."""
+        for pid in self._living:
+            _kill_group(pid)
+        os._exit(0)
+
+    def _load(self, modules: Sequence[str]) -> None:
+        for module in modules:
+            with contextlib.suppress(Exception):
+                importlib.import_module(module)
+
+    def _hold(self, count: int) -> str:
+        self._latest = []  # an order begins; the workers of the one before are not to be undone
+        return "" if self._came == count else "too many open files (RLIMIT_NOFILE)"
+
+    def _fork(self, numbers: Sequence[int], size: int) -> str:
+        """Make workers -> why not."""
+        common = b""
+        while len(common) < size:
+            common += self.line.recv(1 << 16)
+        if self.way.start != "fork":  # there it would finalise what is the parent's
+            gc.collect()
+        gc.freeze()  # so that collections in the workers do not touch, and thereby copy, the shared pages
+        self._latest = []
+        try:
+            with contextlib.ExitStack() as stack:
+                make = self._spawner(common, stack) if self._main is None else partial(self._copy, self._main, common)
+                for number in numbers:
+                    self._ends.append(self._watched(partial(make, number)))
+                    self._living.add(self._latest[-1])
+        except OSError as error:
+            return processes_refused(len(numbers), error)
+        _close(self._held)
+        return ""
+
+    def _watched(self, make: Callable[[int | None], int]) -> int:
+        """Make a worker -> a descriptor that is readable once it has ended."""
+        if "pidfd" not in self.way.lacking:
+            self._latest.append(make(None))
+            return os.pidfd_open(self._latest[-1])
+        read, write = os.pipe()
+        self._ends.append(read)  # so that the worker closes it
+        try:
+            self._latest.append(make(write))
+        finally:
+            os.close(write)
+        return self._ends.pop()
+
+    def _copy(self, main: Callable[[int, list[int], bytes], None], common: bytes, number: int, end: int | None) -> int:
+        """A worker that is a copy of the nursery."""
+        nursery = os.getpid()
+        pid = os.fork()
+        if not pid:
+            self.line.close()
+            _close([self._our_end, *self._ends])
+            _be_worker(nursery, self._lifeline, end, self.way, partial(main, number, self._held, common))
+        return pid
+
+    def _spawner(self, common: bytes, stack: contextlib.ExitStack) -> Callable[[int, int | None], int]:
+        """What makes workers that are fresh interpreters."""
+        memory = anonymous("common", len(common))
+        stack.callback(os.close, memory)
+        os.pwrite(memory, common, 0)
+
+        def spawn(number: int, end: int | None) -> int:
+            fds = [memory, self._lifeline, *self._held, *([] if end is None else [end])]
+            arguments = os.getpid(), self._lifeline, end, tuple(self.way), number, self._held, memory, len(common)
+            return interpreter(f"server import spawned; spawned{arguments}", fds)
+
+        return spawn
+
+    def _made(self, start: int) -> list[int]:
+        self._handed, self._ends = self._ends[:MOST_FDS], self._ends[MOST_FDS:]
+        return self._latest[start : start + MOST_FDS]
+
+    def _undo(self) -> None:
+        """End the workers of the latest order, and drop the descriptors for the next."""
+        for pid in self._latest:
+            self._kill(pid, signal.SIGKILL)
+            self._reap(pid)
+            self._forget([pid])
+        self._latest = []
+        _close(self._ends)
+        _close(self._held)
+
+    def _reap(self, pid: int) -> tuple[int, int] | None:
+        """How a worker ended; None for one that is not ours."""
+        if pid not in self._endings:
+            try:
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            except ChildProcessError:
+                return None
+            _kill_group(pid)  # while it is not waited for, its number is no other's
+            _, status, usage = os.wait4(pid, 0)
+            self._living.discard(pid)
+            self._endings[pid] = status, usage.ru_maxrss * 1024
+        return self._endings[pid]
+
+    def _kill(self, pid: int, signum: int) -> None:
+        if pid not in self._endings:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signum)
+
+    def _forget(self, pids: Sequence[int]) -> None:
+        for pid in pids:
+            self._endings.pop(pid, None)
+
+
+def receive(line: socket.socket) -> tuple[bytes, list[int]]:
+    """A message, and descriptors that programs do not inherit. (`socket.recv_fds` forgets its flags in Python 3.11.)"""
+    data, fds, _, _ = socket.recv_fds(line, 1 << 16, MOST_FDS)
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    return data, list(fds)
+
+
+def _kill_group(pid: int) -> None:
+    """End the programs that a worker has started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _close(fds: list[int]) -> None:
+    while fds:
+        os.close(fds.pop())
+
+
+def interpreter(code: str, fds: Sequence[int], **options: Any) -> int:
+    """A fresh interpreter that runs a line of a module of ours -> its process, for which we wait ourselves."""
+    code = f"import sys; sys.path[:] = {sys.path!r}; from qflow.runtime.{code}"
+    command = [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", code]  # type: ignore[attr-defined]
+    process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL, **options)
+    process.returncode = 0
+    return process.pid
+
+
+# ---- in a worker
+
+
+def spawned(
+    nursery: int, lifeline: int, end: int | None, way: tuple[Any, ...], number: int, held: list[int], memory: int, size: int
+) -> NoReturn:
+    """Become a worker, in a fresh interpreter; ``memory`` has the bytes that are common to all."""
+    know_lacking(Way(*way).lacking)
+    for fd in (lifeline, memory, *held, *([] if end is None else [end])):
+        os.set_inheritable(fd, False)
+    common = os.pread(memory, size, 0)
+    os.close(memory)
+    _be_worker(nursery, lifeline, end, Way(*way), lambda: importlib.import_module(way[1]).main(number, held, common))
+
+
+def _be_worker(nursery: int, lifeline: int, end: int | None, way: Way, main: Callable[[], None]) -> NoReturn:
+    """Become a worker; ``end`` is what it keeps open as long as it lives."""
+    status = 1
+    try:
+        os.setpgid(0, 0)  # a group of its own, which ends with it
+        end_with(nursery, lifeline, prctl="prctl" not in way.lacking)
+        if end is not None:
+            os.register_at_fork(after_in_child=partial(os.close, end))
+        main()
+        status = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(status)

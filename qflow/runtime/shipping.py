@@ -1,0 +1,106 @@
+"""Shipping: steps on their way to the workers.
+
+A step travels by name when a worker can import it, else by value; what it carries must be able to travel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import cloudpickle
+
+from qflow.errors import GraphError, describe
+from qflow.graph.function import Function
+from qflow.graph.plan import Group, Plan
+from qflow.runtime.codec import captured, sendable
+from qflow.runtime.environment import handles
+
+
+def pickled(group: Group) -> bytes:
+    """A group as bytes: by name what a worker can import, by value what lives in a script or notebook."""
+    file = io.BytesIO()
+    try:
+        cloudpickle.Pickler(file, 5).dump(group)
+    except Exception as error:
+        raise _unpicklable(group, error) from error
+    return file.getvalue()
+
+
+def _unpicklable(group: Group, error: Exception) -> GraphError:
+    """Which step, and which object it carries."""
+    for operator in group.operators:
+        function = getattr(operator, "function", None)
+        if not isinstance(function, Function) or sendable(operator):
+            continue
+        carried = [*captured(function.call), *function.bound, *enumerate((function.init or ((), ()))[0])]
+        for name, value in carried:
+            if not sendable(value):
+                return GraphError(
+                    f"Step {operator.name!r} can't be sent to a worker: it captures `{name}`, {describe(value)} "
+                    f"({type(error).__name__}: {error}). "
+                    "Open or make it inside the function, or in the constructor of a class whose instances are the step."
+                )
+        return GraphError(f"Step {operator.name!r} can't be sent to a worker ({type(error).__name__}: {error}).")
+    return GraphError(f"Step {group.name!r} can't be sent to a worker ({type(error).__name__}: {error}).")
+
+
+def check_handles(plan: Plan) -> None:
+    """Steps that would go on with an open handle of this process, in a copy of it."""
+    for group in plan.groups:
+        for operator in group.operators:
+            function = getattr(operator, "function", None)
+            for name, value in handles(captured(function.call)) if isinstance(function, Function) else ():
+                raise GraphError(
+                    f"Step {operator.name!r} uses `{name}`, {describe(value)}, which a forked worker would share with us. "
+                    "Open or make it inside the function, or in the constructor of a class whose instances are the step."
+                )
+
+
+def source_files(plan: Plan) -> tuple[tuple[str, int], ...]:
+    """The files that imported steps come from, with their times: when one is changed, new workers read it anew."""
+    files = set()
+    for call in _calls(plan):
+        module = sys.modules.get(getattr(call, "__module__", None) or "")
+        name = getattr(module, "__file__", None)
+        if name and getattr(module, "__name__", "") != "__main__":
+            with contextlib.suppress(OSError):
+                files.add((name, os.stat(name).st_mtime_ns))
+    return tuple(sorted(files))
+
+
+def _calls(plan: Plan) -> Iterator[Any]:
+    """The user's functions and classes in a plan."""
+    for group in plan.groups:
+        for operator in group.operators:
+            function = getattr(operator, "function", None)
+            if isinstance(function, Function):
+                yield function.call
+
+
+def installed(plan: Plan) -> list[str]:
+    """Installed packages that the steps name, so that the nursery loads them once for all workers.
+
+    Not the user's own modules, which may change, and not MPI, which only ranks must load.
+    """
+    found = set()
+    for value in (value for call in _calls(plan) for value in _named(call)):
+        name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        module = sys.modules.get(name) if isinstance(name, str) else None
+        if "-packages" in (getattr(module, "__file__", None) or "") and not str(name).startswith(("mpi4py", "qflow")):
+            found.add(str(name))
+    return sorted(found)
+
+
+def _named(call: Any) -> Iterator[Any]:
+    """What a function needs: itself, what it carries, and all that its module has when a worker imports it."""
+    yield from (call, type(getattr(call, "__self__", None)))
+    yield from (value for _, value in captured(call))
+    module = getattr(call, "__module__", None)
+    if module in sys.modules and module != "__main__":
+        yield from list(vars(sys.modules[module]).values())

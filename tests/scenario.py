@@ -1,0 +1,76 @@
+"""Scenarios: scripts that limit, kill or confuse their own process, run in a process of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+
+def script(
+    text: str, *, within: Sequence[str] = (), timeout: float = 60, **variables: str | None
+) -> subprocess.CompletedProcess[str]:
+    """Run a script to its end, with these variables in its environment (None: without) and by these commands."""
+    changed = {**os.environ, **variables}
+    environment = {name: value for name, value in changed.items() if value is not None}
+    command = [*within, sys.executable, "-c", textwrap.dedent(text)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+
+
+def killed_parent(text: str, lacking: str = "") -> list[int]:
+    """Run a script that prints process numbers and goes on, and kill it -> the numbers."""
+    command = [sys.executable, "-c", textwrap.dedent(text) + "\nimport time; time.sleep(60)"]
+    environment = {**os.environ, "QFLOW_WITHOUT": lacking}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment) as child:
+        assert child.stdout is not None
+        pids = child.stdout.readline().split()
+        child.kill()
+    assert pids
+    return [int(pid) for pid in pids]
+
+
+def assert_gone(pids: Sequence[int], seconds: float = 2) -> None:
+    """These processes are gone, or go within so many seconds."""
+    end = time.monotonic() + seconds
+    while any(map(lives, pids)) and time.monotonic() < end:
+        time.sleep(0.01)  # the end of a process that is nobody's child tells nobody
+    assert not [pid for pid in pids if lives(pid)]
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs; one that has ended may wait long for the init of a container to take note of it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def children_of(pid: int) -> set[int]:
+    """The processes that a process of one thread has made."""
+    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+@contextlib.contextmanager
+def limited(what: int, soft: int) -> Iterator[None]:
+    """A soft limit of this process, for a moment."""
+    before = resource.getrlimit(what)
+    resource.setrlimit(what, (soft, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(what, before)
+
+
+def needs_unshare(*options: str) -> None:
+    """Skip where no new namespaces may be made."""
+    tried = subprocess.run(["unshare", *options, "--fork", "true"], capture_output=True, text=True)
+    if tried.returncode:
+        pytest.skip(f"no namespaces here: {tried.stderr.strip()}")

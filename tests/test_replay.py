@@ -1,0 +1,344 @@
+"""Replay: workers die in every way and at every point, and the output is what it would have been."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import ctypes
+import itertools
+import os
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from test_processes import delivered
+
+import qflow as qf
+from qflow.engines.processes import Processes
+
+
+def first_try():
+    """Whether this is the first time that the item at work is tried."""
+    return qf.worker().attempt == 1
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+DEATHS = {
+    "SIGKILL": (kill, "was killed by signal 9 (SIGKILL)"),
+    "segfault": (lambda: ctypes.string_at(0), "was killed by signal 11 (SIGSEGV)"),
+    "abort": (os.abort, "was killed by signal 6 (SIGABRT)"),
+    "exit 0": (lambda: os._exit(0), "exited with code 0 without returning"),
+    "exit 7": (lambda: os._exit(7), "exited with code 7 without returning"),
+}
+
+
+@pytest.mark.parametrize("death", DEATHS)
+@pytest.mark.parametrize("mark", [qf.process, qf.thread])
+def test_a_dead_worker_is_replaced_and_its_item_repeated(death, mark):
+    die, _ = DEATHS[death]
+
+    def step(x):
+        if x % 7 == 5 and first_try():
+            die()
+        return x * x
+
+    pipe = mark(n=3)(step) | qf.process(lambda x: x + 1)
+    with pipe, pipe(range(30)) as run:
+        assert list(run) == [x * x + 1 for x in range(30)]
+        assert [stats.died for stats in run.stats()] == [4 if mark is qf.process else run.stats()[0].died, 0]
+        assert 1 <= run.stats()[0].died <= 4
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_an_item_that_kills_its_worker_twice_ends_the_run_in_its_turn(death):
+    die, how = DEATHS[death]
+
+    def poison(x):
+        if x == 5:
+            die()
+        return x
+
+    pipe = qf.process(n=3)(poison) | qf.process(lambda x: x) | qf.queue(4)
+    with pipe:
+        began = time.monotonic()
+        values, error = delivered(pipe, range(20))
+        assert time.monotonic() - began < 10
+        assert values == list(range(5))
+        assert type(error) is qf.WorkerDied
+        assert "The item killed its worker 2 times" in str(error)
+        assert how in str(error)
+        assert (error.step, error.index, error.attempts) == ("poison", (5,), 2)
+        assert any("in step 'poison', item 5 (5)" in note for note in error.__notes__)
+        assert ("in die" in str(error) or "poison" in str(error)) == (death in ("segfault", "abort"))
+        assert list(pipe([1, 2])) == [1, 2]
+
+
+def test_attempts_are_an_option_of_the_engine():
+    def step(x):
+        if x == 2 and qf.worker().attempt < 4:
+            kill()
+        return qf.worker().attempt
+
+    assert list(qf.run(qf.process(step), range(4), engine=Processes(attempts=4))) == [1, 1, 4, 1]
+    with pytest.raises(qf.GraphError, match="attempts must be a whole number of at least 1"):
+        Processes(attempts=0)
+
+
+POINTS = ["holding", "jotted", "claimed", "passed", "filled", "tagged", "written", "committed", "released", "slotted", "saved"]
+
+
+def split(x):
+    yield from range(x % 4)
+
+
+def pipelines():
+    """Flows with every kind of step, and what they give for range(40)."""
+    yield "maps", qf.process(n=2)(lambda x: x + 1) | qf.process(n=2)(lambda x: 2 * x), [2 * x + 2 for x in range(40)]
+    yield "iterators", qf.process(n=2)(split) | qf.process(n=2)(lambda x: -x), [-y for x in range(40) for y in range(x % 4)]
+    pool = qf.process(lambda x: [x] * (x % 3)) | qf.pool(n=2)(lambda x: x + 1) | qf.repack(4) | qf.process(sum)
+    flat = [x + 1 for x in range(40) for _ in range(x % 3)]
+    yield "pools and repack", pool, [sum(flat[at : at + 4]) for at in range(0, len(flat), 4)]
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("occurrence", [1, 3])
+def test_all_workers_may_die_at_any_point_of_the_protocol(point, occurrence, monkeypatch):
+    monkeypatch.setenv("QFLOW_FAILPOINTS", f"{point}=kill@{occurrence}")
+    for name, pipe, expected in pipelines():
+        with pipe, pipe(range(40)) as run:
+            assert (name, list(run)) == (name, expected)
+            assert any(stats.died for stats in run.stats()) == (name == "pools and repack" or point not in ("slotted", "saved"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["forkserver", "fork", "spawn"])
+@pytest.mark.parametrize("point", POINTS)
+def test_each_worker_may_die_at_each_point_at_each_occurrence(point, start, monkeypatch):
+    deaths = 0
+    for _, pipe, expected in pipelines():
+        participants = sum(group.n for group in pipe.plan().groups)
+        with pipe:
+            for who, occurrence in itertools.product(range(1, participants + 1), range(1, 2 if start == "spawn" else 7)):
+                monkeypatch.setenv("QFLOW_FAILPOINTS", f"{point}=kill@{occurrence}#{who}")
+                with pipe(range(40), engine=Processes(start=start)) as run:
+                    assert (who, occurrence, list(run)) == (who, occurrence, expected)
+                    deaths += sum(stats.died for stats in run.stats())
+    assert deaths >= 5
+
+
+def test_a_repeated_item_is_as_it_came():
+    def change(x):
+        x["list"].append(1)
+        x["tensor"].add_(1)
+        if x["n"] % 5 == 2 and first_try():
+            kill()
+        return x["list"], x["tensor"].tolist(), float(x["array"].sum())
+
+    import torch
+
+    items = [{"n": n, "list": [n], "tensor": torch.full((3,), n), "array": np.full(50_000, n)} for n in range(12)]
+    expected = [([n, 1], [n + 1] * 3, 50_000.0 * n) for n in range(12)]
+    assert list(qf.run(qf.process(n=2)(change), items)) == expected
+
+
+def test_children_that_were_given_come_once():
+    def children(x):
+        for k in range(5):
+            if k == 3 and x % 3 == 1 and first_try():
+                kill()
+            yield x, k
+
+    assert list(qf.run(qf.process(n=2)(children), range(9))) == [(x, k) for x in range(9) for k in range(5)]
+
+
+def test_other_results_at_the_second_try_are_an_error():
+    def children(x):
+        yield from range(4) if first_try() else range(2)
+        if first_try():
+            kill()
+
+    values, error = delivered(qf.Flow(qf.process(children)), [0])
+    assert values == [0, 1, 2, 3]
+    assert type(error) is qf.NondeterministicStep
+
+
+class Weights:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, x):
+        if x == 4 and first_try():
+            kill()
+        return self.factor * x
+
+
+def test_a_class_is_built_again():
+    assert list(qf.run(qf.process(n=2)(Weights)(3), range(9))) == [3 * x for x in range(9)]
+
+
+def test_several_may_die_at_once():
+    """All workers of all steps, killed from outside, again and again."""
+    pipe = qf.process(n=2)(lambda x: (os.getpid(), x)) | qf.process(n=2)(lambda pair: (*pair, os.getpid())) | qf.pack(3)
+    collected = []
+    with pipe, pipe(range(300), engine=Processes(attempts=100)) as run:
+        for number, batch in enumerate(run):
+            collected += [x for _, x, _ in batch]
+            if number % 20 == 10:
+                for pid in {pid for first, _, second in batch for pid in (first, second)}:
+                    try_kill(pid)
+        assert collected == list(range(300))
+        assert sum(stats.died for stats in run.stats()) >= 4
+
+
+def try_kill(pid):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("stream", [qf.pack(7), qf.repack(5), qf.rebatch(6)], ids=repr)
+def test_what_a_stream_keeps_outlives_its_worker(stream):
+    """The worker of the stream dies at every third of its results."""
+
+    def die_sometimes(batch):
+        if qf.worker().attempt == 1 and int(np.asarray(batch).flat[0]) % 3 == 0:
+            kill()
+        return np.asarray(batch).tolist()
+
+    items = [np.arange(n, n + 3 + n % 4) for n in range(0, 100, 7)]
+    if stream == qf.pack(7):
+        items = [np.int64(n) for n in range(50)]
+    expected = [np.asarray(batch).tolist() for batch in qf.run(stream, items, engine="serial")]
+    step = qf.process(die_sometimes)
+    with stream | step as pipe, pipe(items) as run:
+        assert list(run) == expected
+        assert run.stats()[0].died >= 3
+
+
+def test_a_poisonous_batch_is_one_failure_and_the_others_come():
+    def collate(batch):
+        if batch[0] == 8:
+            kill()
+        return sum(batch)
+
+    pipe = qf.process(lambda x: [x, x + 1]) | qf.repack(4) | qf.process(collate)
+    with pipe, pipe(range(0, 20, 2), on_error="skip") as run:
+        assert list(run) == [sum(range(n, n + 4)) for n in range(0, 20, 4) if n != 8]
+        (failure,) = run.failures
+        assert isinstance(failure.error, qf.WorkerDied)
+        assert (failure.step, failure.index) == ("collate", (2,))
+
+
+def test_a_constructor_that_kills_its_worker_ends_the_run():
+    class Broken:
+        def __init__(self):
+            kill()
+
+        def __call__(self, x):
+            return x
+
+    began = time.monotonic()
+    values, error = delivered(qf.Flow(qf.process(n=2)(Broken)), range(5))
+    assert (values, type(error)) == ([], qf.WorkerDied)
+    assert "died 2 times while it was loaded or built" in str(error)
+    assert time.monotonic() - began < 10
+
+
+class Hoarder:
+    """Keeps the last arrays that it had, from run to run."""
+
+    def __init__(self):
+        self.last = collections.deque(maxlen=3)
+
+    def __call__(self, rows):
+        self.last.append(rows)
+        return os.getpid(), float(rows[0])
+
+
+@pytest.mark.parametrize("mark", [qf.process, qf.thread])
+def test_what_a_worker_kept_since_the_last_run_goes_with_it(mark):
+    """It dies before it has taken anything of this one; its cells would be missing for ever."""
+    pipe = qf.process(lambda x: np.full(50_000, float(x))) | mark(n=1)(Hoarder)
+    with pipe:
+        (pid,) = {pid for pid, _ in pipe(range(8))}
+        os.kill(pid, signal.SIGSTOP)
+        with pipe(range(20)) as run:
+            try_kill(pid)
+            assert [value for _, value in run] == list(range(20))
+            assert [stats.died for stats in run.stats()] == [0, 1]
+
+
+class CrashesWhenBuilt:
+    def __reduce__(self):
+        return kill, ()
+
+
+def test_an_item_that_kills_whoever_loads_it_is_charged_to_its_maker():
+    def make(x):
+        return CrashesWhenBuilt() if x == 3 else x
+
+    values, error = delivered(qf.process(make) | qf.process(name="innocent")(lambda x: x), range(6))
+    assert (values, type(error)) == ([0, 1, 2], qf.TransportError)
+    assert "The item could not be loaded: it killed its worker 2 times" in str(error)
+    assert (error.step, error.index) == ("make", (3,))
+
+
+def test_a_kill_costs_less_than_a_second():
+    step = qf.process(lambda x: (time.monotonic(), os.getpid()))
+    with step | qf.queue(1) as pipe, pipe(itertools.count()) as run:
+        _, pid = next(run)
+        try_kill(pid)
+        killed = time.monotonic()
+        again = next(when for when, now in run if now != pid)
+        assert again - killed < 1
+
+
+def test_programs_that_a_dead_worker_started_end_with_it(tmp_path):
+    note = tmp_path / "pid"
+
+    def start_and_die(x):
+        if first_try():
+            program = subprocess.Popen(["sleep", "60"])
+            note.write_text(str(program.pid))
+            kill()
+        return x
+
+    with qf.run(qf.process(start_and_die), [1]) as run:
+        assert list(run) == [1]
+        pid = int(note.read_text())
+        assert not os.path.exists(f"/proc/{pid}") or "Z" in open(f"/proc/{pid}/stat").read().rpartition(")")[2]
+
+
+def test_a_copy_of_a_worker_that_user_code_forks_gives_no_results():
+    def fork(x):
+        mine = os.getpid()
+        if x:
+            os.fork()
+        return mine == os.getpid()
+
+    assert list(qf.run(qf.process(n=2)(fork), [0] * 4 + [1] * 30)) == [True] * 34
+
+
+def test_what_a_forked_copy_of_the_parent_sees_never_changes():
+    """The child holds views on cells that the parent's run would use again."""
+    pipe = qf.process(lambda x: x + 1) | qf.queue(1)
+    with pipe, pipe(np.full(20_000, float(i)) for i in range(40)) as run:
+        kept = [next(run) for _ in range(3)]
+        read, write = os.pipe()
+        ready, go = os.pipe()
+        pid = os.fork()
+        if not pid:
+            os.read(ready, 1)
+            os.write(write, b"same" if [float(k[0]) for k in kept] == [1.0, 2.0, 3.0] else b"changed")
+            os._exit(0)
+        del kept
+        assert [float(x[-1]) for x in run] == [float(i) for i in range(4, 41)]
+        os.write(go, b".")
+        assert os.read(read, 10) == b"same"
+        os.waitpid(pid, 0)
+        for fd in (read, write, ready, go):
+            os.close(fd)
