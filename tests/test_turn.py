@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qflow.runtime import streaming, turn
+from qflow.runtime import consumer, streaming, turn
 from qflow.runtime.board import DATA, END, KEPT, POISON, VIEWS, Board, Shape, edge_shape, words_needed
 from qflow.runtime.simulation import Actor, Simulation
 
@@ -44,7 +44,7 @@ class World(Simulation):
             for worker in range(n):
                 self._start(self.shape.first[step + 1] + worker, step)
         self.consumer = self.shape.participants - 1
-        cursor = (turn.Cursor if ordered else turn.Loose)(self.board, last, self.consumer)
+        cursor = (consumer.Cursor if ordered else consumer.Loose)(self.board, last, self.consumer)
         self.actors[self.consumer] = Actor(self._consume(cursor), {})
 
     def _pull(self):

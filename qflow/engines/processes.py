@@ -18,24 +18,21 @@ from collections.abc import Iterable, Iterator
 from typing import Any, final
 
 from qflow.engines.warm import Warm, release, warm_of
-from qflow.errors import GraphError, TransportError, annotate, got
+from qflow.errors import GraphError, got
 from qflow.graph.flow import Flow
 from qflow.graph.options import RunOptions
 from qflow.graph.plan import Plan
-from qflow.graph.run import Engine, ItemFailure, Run, StepStats, Told
+from qflow.graph.run import Engine, Run, StepStats, Told
 from qflow.graph.sizes import count
 from qflow.graph.source import use
 from qflow.runtime import books
-from qflow.runtime.board import ERROR, VIEWS
-from qflow.runtime.codec import decode, path_of
+from qflow.runtime.consumer import OVER, Consumer
 from qflow.runtime.crew import Crew
-from qflow.runtime.desk import poison
-from qflow.runtime.failure import Failure
 from qflow.runtime.feeder import Feeder
 from qflow.runtime.ledger import Orders
 from qflow.runtime.nursery import STARTS
 from qflow.runtime.shipping import check_handles, pickled
-from qflow.runtime.turn import Cancelled, Claim, Cursor, Loose
+from qflow.runtime.turn import Cancelled
 
 
 @final
@@ -88,9 +85,10 @@ class Session:
         self._closing = threading.Lock()
         self._consuming = threading.RLock()  # held by the consumer while it touches the crew
         self._feeder: Feeder | None = None
-        self._cursor = (Cursor if options.ordered else Loose)(crew.board, len(crew.board.edges) - 1, crew.consumer)
-        self._orders = Orders(collect=options.on_error == "collect", poison=bool(os.environ.get("QFLOW_DEBUG_POISON")))
-        self._failed: Counter[int] = Counter()  # items, of each group
+        poison = bool(os.environ.get("QFLOW_DEBUG_POISON"))
+        self._orders = Orders(collect=options.on_error == "collect", poison=poison)
+        channels = crew.channels
+        self._consumer = Consumer(channels.board, channels.names, channels.leases, ordered=options.ordered, poison=poison)
         self.began = time.perf_counter()
         self._stats: list[StepStats] | None = None
 
@@ -110,58 +108,13 @@ class Session:
             return self._take()
 
     def _take(self) -> Any:
-        claim = self._drive(self._cursor.take())
-        if claim is None:
+        result = self._drive(self._consumer.take())
+        if result is OVER:
             self._finish()
             raise StopIteration
-        if claim.kind & ERROR:
-            return Told(self._failure(claim))
-        self._unkeep()
-        taker = self._cursor.taker
-        each = taker.edge.cells_each
-        views = sum(cell // each == claim.cell // each for cell in self.crew.leased) < VIEWS
-        try:
-            value, _, viewing = decode(self.crew.last_cells, claim.cell, read_only=False, views=views)
-        except (Exception, SystemExit, GeneratorExit) as error:  # but not Ctrl-C
-            return Told(self._not_loaded(claim, error))
-        if viewing:
-            self.crew.leased.add(claim.cell)
-        self._free(claim, viewing)
-        return value
-
-    def _failure(self, claim: Claim) -> ItemFailure:
-        failure: Failure = decode(self.crew.last_cells, claim.cell, read_only=False, views=False)[0]
-        self._free(claim)
-        self._failed[failure.group] += 1
-        if self.options.on_error == "raise" or failure.fatal:
-            self.crew.flush()  # what the worker has printed comes before what it has raised
-        return failure.told()
-
-    def _not_loaded(self, claim: Claim, error: BaseException) -> ItemFailure:
-        """A result that can't be built in this process; the step that made it is to blame."""
-        path = path_of(self.crew.last_cells, claim.cell)
-        self._free(claim)
-        group = len(self.plan.groups) - 1
-        self._failed[group] += 1
-        step = self.crew.names[group] if self.crew.names else "source"
-        if not isinstance(error, TransportError):
-            told = TransportError(f"A result can't be built in this process ({type(error).__name__}: {error}).")
-            told.__cause__ = error
-            error = told
-        return ItemFailure(annotate(error, step, path, None), step, path, None)
-
-    def _free(self, claim: Claim, viewing: bool = False) -> None:
-        """The entry's cell is no longer needed, or kept by views."""
-        if self._orders.poison and not viewing:
-            poison(self.crew.last_cells, claim.cell)
-        self._drive(self._cursor.taker.free(claim.cell, claim.place, viewing))
-
-    def _unkeep(self) -> None:
-        """Give back the cells whose last view is gone."""
-        for cell in self.crew.collect():
-            if self._orders.poison:
-                poison(self.crew.last_cells, cell)
-            self._drive(self._cursor.taker.unkeep(cell))
+        if type(result) is Told and (self.options.on_error == "raise" or result.failure.fatal):
+            self.crew.channels.flush()  # what the worker has printed comes before what it has raised
+        return result
 
     def _drive(self, actions: Any) -> Any:
         outcome = None
@@ -170,23 +123,21 @@ class Session:
                 action = actions.send(outcome)
                 if type(action) is tuple:
                     if action[0] == "ring":
-                        self.crew.ring(action[1])
+                        self.crew.channels.ring(action[1])
                     else:
-                        self._wait()
+                        self._drive(self._consumer.unkeep())
+                        self.crew.wait(None)
         except StopIteration as stop:
             return stop.value
         except Cancelled:
             raise GraphError("The run was closed while it was iterated.") from None
 
-    def _wait(self) -> None:
-        self._unkeep()
-        self.crew.wait(None)
-
     # ---- endings
 
     def _finish(self) -> None:
         """The end was reached: everybody comes to rest, and the books must balance."""
-        first = books.first_whole(self.crew.board, self.plan.groups)
+        board = self.crew.channels.board
+        first = books.first_whole(board, self.plan.groups)
         if not first:
             if self._feeder is not None:
                 self._feeder.wait()
@@ -194,13 +145,13 @@ class Session:
         else:  # a stream has ended before its input, as `islice` does
             self._abort()
             usable = self.crew.stop()
-        books.balance(self.crew.board, self.crew.names, first)
+        books.balance(board, self.crew.names, first)
         self._leave(usable)
 
     def _abort(self) -> None:
         """Cancel, and wait until neither consumer nor feeder touches the crew; the user's source may go on."""
         self.over = True
-        self.crew.cancel()
+        self.crew.channels.cancel()
         if self._feeder is not None:
             self._feeder.stop()
 
@@ -208,7 +159,6 @@ class Session:
         self._stats = self.stats()
         self.over = True
         self.crew.end_run()
-        del self._cursor
         self.warm.sessions.discard(self)
         self.warm.give(self.crew, usable=usable and not self.crew.broken)
 
@@ -248,7 +198,7 @@ class Session:
         supervisor, none = self.crew.supervisor, Counter[int]()
         died, recycled = (none, none) if supervisor is None else (supervisor.died, supervisor.recycled)
         seconds = time.perf_counter() - self.began
-        return books.statistics(self.crew.board, self.plan.groups, seconds, self._failed, died, recycled)
+        return books.statistics(self.crew.channels.board, self.plan.groups, seconds, self._consumer.failed, died, recycled)
 
 
 @final

@@ -20,14 +20,14 @@ import numpy as np
 from qflow.graph.flow import Flow
 from qflow.graph.options import RunOptions
 from qflow.graph.plan import Plan
-from qflow.graph.run import Engine, Run, StepStats, Told
+from qflow.graph.run import Engine, Run, StepStats
 from qflow.graph.sizes import count
 from qflow.graph.source import use
 from qflow.runtime import books
-from qflow.runtime.board import ERROR, VIEWS, Board, shape_of, words_needed
-from qflow.runtime.codec import Encoded, decode
+from qflow.runtime.board import Board, shape_of, words_needed
+from qflow.runtime.codec import Encoded
+from qflow.runtime.consumer import OVER, Consumer, Leases
 from qflow.runtime.desk import Desk
-from qflow.runtime.failure import Failure
 from qflow.runtime.feeder import parcels
 from qflow.runtime.ledger import Ledger, Orders
 from qflow.runtime.log import REGIONS, Log
@@ -35,7 +35,7 @@ from qflow.runtime.memory import Lease, Memory
 from qflow.runtime.shipping import pickled
 from qflow.runtime.simulation import Actor, Simulation
 from qflow.runtime.streaming import stream
-from qflow.runtime.turn import Acting, Claim, Cursor, Loose, feed, work
+from qflow.runtime.turn import Acting, feed, work
 from qflow.runtime.whereabouts import Death, here
 
 LOG = 1 << 26  # bytes of addresses for each region of a stream's log
@@ -102,18 +102,16 @@ class SimulatedRun(Run[Any]):
         self._rng = random.Random(engine.seed)
         self._simulation = Simulation(self._board, len(plan.groups), self._rng)
         self._contents: list[dict[int, bytearray]] = [{} for _ in shape.edges]
-        self._last = PlainCells(self._contents[-1])
         self._names = tuple(group.name for group in plan.groups)
         self._payloads = [pickled(group) for group in plan.groups]
         self._logs = {n: Log(Memory(-1, REGIONS * LOG), LOG) for n, group in enumerate(plan.groups) if group.stream}
         self._orders = Orders(collect=options.on_error == "collect", poison=True)
         self._ledger = Ledger(engine.attempts)
         self._began = time.perf_counter()
-        self._failed: Counter[int] = Counter()
         self._died: Counter[int] = Counter()
         self._me = shape.participants - 1
-        self._cursor = (Cursor if options.ordered else Loose)(self._board, len(shape.edges) - 1, self._me)
-        self._leased: set[int] = set()
+        leases = Leases(PlainCells(self._contents[-1]))
+        self._consumer = Consumer(self._board, self._names, leases, ordered=options.ordered, poison=True)
         items = parcels(values, plan.feed, sys.maxsize, collect=self._orders.collect)
         self._simulation.actors[0] = Actor(feed(self._board), {"result": lambda: next(items, None), "fill": self._filling(0)})
         for number, group in enumerate(plan.groups):
@@ -170,30 +168,11 @@ class SimulatedRun(Run[Any]):
     # ---- consumer
 
     def _next(self) -> Any:
-        claim = self._drive(self._cursor.take())
-        if claim is None:
+        result = self._drive(self._consumer.take())
+        if result is OVER:
             self._finish()
             raise StopIteration
-        if claim.kind & ERROR:
-            failure: Failure = decode(self._last, claim.cell, read_only=False, views=False)[0]
-            self._drive(self._cursor.taker.free(claim.cell, claim.place))
-            self._failed[failure.group] += 1
-            return Told(failure.told())
-        return self._value(claim)
-
-    def _value(self, claim: Claim) -> Any:
-        cells = self._last
-        while cells.returned:
-            cell = cells.returned.popleft()
-            self._leased.discard(cell)
-            self._drive(self._cursor.taker.unkeep(cell))
-        each = self._cursor.taker.edge.cells_each
-        views = sum(cell // each == claim.cell // each for cell in self._leased) < VIEWS
-        value, _, viewing = decode(cells, claim.cell, read_only=False, views=views)
-        if viewing:
-            self._leased.add(claim.cell)
-        self._drive(self._cursor.taker.free(claim.cell, claim.place, viewing))
-        return value
+        return result
 
     def _drive(self, actions: Acting) -> Any:
         """The consumer acts; others act in between as the seed has it."""
@@ -225,7 +204,7 @@ class SimulatedRun(Run[Any]):
 
     def stats(self) -> list[StepStats]:
         seconds = time.perf_counter() - self._began
-        return books.statistics(self._board, self.plan.groups, seconds, self._failed, self._died, {})
+        return books.statistics(self._board, self.plan.groups, seconds, self._consumer.failed, self._died, {})
 
 
 def _here(desk: Desk, effect: Any) -> Any:

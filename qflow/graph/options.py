@@ -66,6 +66,11 @@ class Options:
     max_items: int | None = None
     max_memory: int | None = None
 
+    @property
+    def limited(self) -> bool:
+        """Whether a worker gives way to a fresh one after a while."""
+        return self.max_items is not None or self.max_memory is not None
+
     def over(self, others: Options) -> Options:
         """These, and the others where these say nothing."""
         return Options(*(other if own is None else own for own, other in zip(_row(self), _row(others), strict=True)))

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from qflow.graph.flow import Each, Operator, Stream
 
 Path = tuple[int, ...]
 Result = tuple[Path, Any, bool]
+Results = Generator[Result, None, None]
 Eaches = tuple[Each[Any, Any], ...]
 Caught = type[BaseException] | tuple[type[BaseException], ...]
 NO_ITEM: Any = object()
@@ -101,7 +101,7 @@ class Row:
         self.entered: list[Any] | None = None  # what the first stream has taken, for an engine that writes it down
         self.deep = False  # a later stream has taken what user code gave
 
-    def add(self, value: Any, path: Path, reload: Callable[[], Any] | None = None) -> Iterator[Result]:
+    def add(self, value: Any, path: Path, reload: Callable[[], Any] | None = None) -> Results:
         """The results that a value brings; ``reload`` gives it afresh when a step is tried again."""
         return self._after(0, value, path, reload)
 
@@ -110,7 +110,7 @@ class Row:
         for _ in self._given_out(0, self._kept[0].add(value), value, ()):
             pass
 
-    def finish(self) -> Iterator[Result]:
+    def finish(self) -> Results:
         """The results that come when there are no more values."""
         for number, kept in enumerate(self._kept):
             yield from self._given_out(number, kept.finish(), NO_ITEM, (self._given[number],))
@@ -125,12 +125,12 @@ class Row:
         """For each stream how many results it has given, and what it keeps."""
         return [(given, kept.state) for given, kept in zip(self._given, self._kept, strict=True)]
 
-    def _after(self, part: int, value: Any, path: Path, reload: Callable[[], Any] | None = None) -> Iterator[Result]:
+    def _after(self, part: int, value: Any, path: Path, reload: Callable[[], Any] | None = None) -> Results:
         """What comes of a value that has passed the streams before ``part``."""
         results = through_each(self._parts[part], value, path, self._watch, reload)
         return results if part == len(self._streams) else self._into(part, results)
 
-    def _into(self, number: int, results: Iterator[Result]) -> Iterator[Result]:
+    def _into(self, number: int, results: Results) -> Results:
         for path, value, _ in results:
             if type(value) is Failed:
                 yield path, value, False
@@ -142,7 +142,7 @@ class Row:
                 yield from self._given_out(number, self._kept[number].add(value), value, path)
             del value  # not kept alive while the next one is made
 
-    def _given_out(self, number: int, results: Iterator[Any], value: Any, path: Path) -> Iterator[Result]:
+    def _given_out(self, number: int, results: Iterator[Any], value: Any, path: Path) -> Results:
         """What a stream gives out for a value, through the rest of the row."""
         while True:
             try:
@@ -160,15 +160,13 @@ class Row:
             del result
 
 
-def through_each(
-    operators: Eaches, value: Any, path: Path, watch: Watch, reload: Callable[[], Any] | None = None
-) -> Iterator[Result]:
+def through_each(operators: Eaches, value: Any, path: Path, watch: Watch, reload: Callable[[], Any] | None = None) -> Results:
     """What operators that work item by item make of one value: the same values as their transforms, piped.
 
     A step with ``retry`` is tried again from this value on; what an iterator has given by then is not given twice.
     """
     given, current = 0, value
-    attempts: Counter[int] = Counter()  # of each operator
+    attempts: dict[int, int] = {}  # of each operator
     if reload is None and watch.copy is not None and any(operator.retry for operator in operators):
         reload = watch.copy(value)
     while True:
@@ -177,9 +175,9 @@ def through_each(
             return
         error, operator, at = problem
         retry = operator.retry
-        attempts[id(operator)] += 1
-        if retry is None or attempts[id(operator)] > retry.times or not isinstance(error, retry.errors):
-            yield path, failed(error, operator, at, attempts[id(operator)]), not given
+        attempts[id(operator)] = tried = attempts.get(id(operator), 0) + 1
+        if retry is None or tried > retry.times or not isinstance(error, retry.errors):
+            yield path, failed(error, operator, at, tried), not given
             return
         time.sleep(retry.wait)
         current = value if reload is None else reload()

@@ -161,12 +161,12 @@ class Board:
 
     ``job`` of a worker: 0 the item it claimed + 1, 1 the entry's place, 2 the place after it, 3 the entry,
     4 the item it finished + 1; of a stream: see `streaming`.
-    ``at``: 0 the phase of its work on user data (`Phase`), 1 the entry's place + 1, 2 how many calls of
-    user code that item has had, 3 nanoseconds of the monotonic clock when this one began.
+    ``at``: 0 the phase of its work on user data (`Phase`), and above its three bits how many calls of user
+    code the item has had; 1 the entry's place + 1; 2 nanoseconds of the monotonic clock when this result began.
     ``counts``: 0 nanoseconds in the step's code, 1 values taken, 2 results given, 3 tries after the first.
     """
 
-    HAND, JOB, AT, COUNTS = 2, 11, 4, 4
+    HAND, JOB, AT, COUNTS = 2, 11, 3, 4
 
     def __init__(self, shape: Shape, words: Any) -> None:
         self.shape, self._words, self._at = shape, words, 0

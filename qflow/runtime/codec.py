@@ -205,6 +205,14 @@ def path_of(cells: Cells, cell: int) -> Path:
     return Head(cells.region(cell)).path
 
 
+def poison(cells: Any, cell: int) -> None:
+    """Overwrite the item in a cell that is about to be free."""
+    region = cells.region(cell)
+    head = Head(region)
+    size = head.blocks[-1][1] if head.blocks else head.pickled.stop
+    region[:size] = b"\xdb" * size
+
+
 def decode(cells: Any, cell: int, *, read_only: bool, views: bool) -> tuple[Any, Path, bool]:
     """The item in a cell -> value, index path, and whether it holds views on the cell.
 

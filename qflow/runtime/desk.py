@@ -16,10 +16,10 @@ from typing import Any, cast
 
 from qflow.errors import TransportError
 from qflow.graph.markers import CLOSE
-from qflow.graph.plan import Group
-from qflow.graph.row import NO_ITEM, Caught, Failed, Path, Result, Row, Watch, fewer
+from qflow.graph.plan import SMALL, Group
+from qflow.graph.row import NO_ITEM, Caught, Failed, Path, Result, Results, Row, Watch, fewer
 from qflow.runtime.board import DATA, END, ERROR, VIEWS, Board, Phase
-from qflow.runtime.codec import Head, decode, encode, path_of
+from qflow.runtime.codec import decode, encode, path_of, poison
 from qflow.runtime.failure import Failure, bytes_of, failure_of
 from qflow.runtime.ledger import Orders, Verdict
 from qflow.runtime.log import Log, copied
@@ -28,6 +28,7 @@ from qflow.runtime.whereabouts import WorkerInfo
 
 UNWRITTEN = 3  # in place of a half of the log, 1 or 2: what the stream keeps can't be sent, so nobody can go on from it
 IDLE, LOAD, RUN, SEND = map(int, (Phase.IDLE, Phase.LOAD, Phase.RUN, Phase.SEND))  # plain numbers: they are stored often
+NOTHING: Results = (each for each in cast(list[Result], []))
 SNAPSHOT = 1 << 26  # bytes of records from which on the state is written anew, when it was less than a quarter of them
 
 
@@ -53,16 +54,16 @@ class Desk:
         self.taker = Taker(board, board.edges[number], me)
         self.forked = False
         self.caught: Caught = BaseException  # what user code may raise that is a failure of its item
-        self.between: Callable[[], None] = lambda: None  # called when an item is finished
+        self.between: Callable[[], None] | None = None  # called when an item is finished
         self.unkept: Callable[[int], None] = lambda cell: None  # called for each kept cell that is free again
         self._gate = threading.Lock()
         self._kept: set[int] = set()  # input cells on which user code keeps views
-        self._results: Iterator[Result] = iter(())
+        self._results = NOTHING
         self._parcels: Iterator[Parcel] | None = None
         self._path: Path = ()
         self._value: Any = NO_ITEM
         self._viewing: int | None = None  # the cell of the item at work, if it has views on it
-        self._given = self._retries = self._snapshot = self._begun = 0
+        self._given = self._retries = self._snapshot = self._begun = self._calls = 0
         self._gated = self._careful = False
         self.effects: dict[str, Callable[..., Any]] = {
             "begin": self._begin,
@@ -82,7 +83,7 @@ class Desk:
     def start(self, orders: Orders, gate: threading.Lock | None = None) -> None:
         """Be ready for a run of the opened group."""
         self.orders, self._gate = orders, gate or self._gate
-        self._careful = bool(orders.verdicts or orders.suspects)
+        self._careful = bool(orders.verdicts or orders.suspects or orders.poison)
         self._watch = Watch(self.caught, self._enter, self._leave, self._copy)
         self._row = None if self.streams or orders.fatal else Row(self.opened.operators, self._watch)
         self.at[0] = IDLE
@@ -104,16 +105,13 @@ class Desk:
 
     def _enter(self, phase: int = RUN) -> None:
         """User code begins; raises the verdict if this call is not to be made."""
-        at = self.at
-        at[2] += 1
+        self._calls += 1
         if self._careful:
             self._enter_carefully()
-        if phase == RUN:
-            at[3] = time.monotonic_ns()
-        at[0] = phase
+        self.at[0] = self._calls << 3 | phase
 
     def _enter_carefully(self) -> None:
-        verdict = self.orders.verdicts.get((self.at[1] - 1, self.at[2]))
+        verdict = self.orders.verdicts.get((self.at[1] - 1, self._calls))
         if verdict is not None:
             raise verdict.error()
         if self.orders.suspects:
@@ -142,15 +140,17 @@ class Desk:
     def _again(self, value: Any) -> Any:
         self._retries += 1
         self.counts[3] += 1
+        self.at[2] = time.monotonic_ns()
         return value
 
     # ---- items
 
     def _begin(self, claim: Claim) -> bool:
         """Load an item and start the step on it -> whether it has views on its cell."""
-        self._claim, self._retries = claim, 0
+        self._claim = claim
         self._begun += 1
-        self.at[2], self.at[1] = 0, claim.place + 1
+        self._retries = self._calls = 0
+        self.at[1] = claim.place + 1
         self._parcels = None
         if self.orders.fatal is not None:
             self._parcels = iter([self._given_up(self.orders.fatal)])
@@ -206,13 +206,13 @@ class Desk:
             parcel = next(self._parcels, None)
             self._given += parcel is not None
             return parcel
-        begun = time.perf_counter_ns()
+        self.at[2] = begun = time.monotonic_ns()
         try:
             path, value, last = next(self._results)
         except StopIteration:
             return None
         finally:
-            self.counts[0] += time.perf_counter_ns() - begun
+            self.counts[0] += time.monotonic_ns() - begun
         self._given += 1
         if type(value) is Failed:
             return self._failure(value, path, last=last)
@@ -236,30 +236,33 @@ class Desk:
         return self._failure(Failed(fewer(now, before), self.name, None, None), self._path, last=True)
 
     def _fill(self, cell: int, parcel: Parcel) -> None:
-        self.at[0] = SEND  # it may be too large for the memory that there is
+        if parcel.nbytes > SMALL:  # it may be too large for the memory that there is
+            self.at[0] = self._calls << 3 | SEND
         parcel.content.fill(self.outputs.region(cell, parcel.nbytes))
         self.at[0] = IDLE
 
     def _release(self, claim: Claim) -> bool:
         """The item is finished -> whether user code keeps a view on its cell."""
         self._let_go()
+        kept = claim.cell in self._kept
         if self._careful:
             self.orders.suspects.discard(claim.place)
-        kept = claim.cell in self._kept
-        if self.orders.poison and not kept and self.taker.holds(claim):
-            poison(self.inputs, claim.cell)
+            if self.orders.poison and not kept and self.taker.holds(claim):
+                poison(self.inputs, claim.cell)
         if self._begun:  # not one that a predecessor has finished
             self._begun -= 1
-            self.between()
+            if self.between is not None:
+                self.between()
         return kept
 
     def _let_go(self) -> None:
         """Drop the item; if its cell does not come back, user code keeps a view on it."""
-        close = getattr(self._results, "close", None)
-        if close is not None:
-            with contextlib.suppress(Exception):
-                close()
-        self._value, self._results, self._parcels = NO_ITEM, iter(()), None
+        results, self._results = self._results, NOTHING
+        try:  # noqa: SIM105  for every item
+            results.close()
+        except Exception:
+            pass
+        self._value, self._parcels = NO_ITEM, None
         cell, self._viewing = self._viewing, None
         if cell is not None:
             if cell in self.inputs.returned:
@@ -297,9 +300,9 @@ class Desk:
         return self._row.done
 
     def _finish(self) -> None:
-        self.at[2], self.at[1] = 0, 0
+        self._calls = self.at[1] = 0
         self._parcels, self._value = None, NO_ITEM
-        self._results = iter(()) if self._row is None else self._row.finish()
+        self._results = NOTHING if self._row is None else self._row.finish()
 
     def _save(self, half: int, end: int) -> tuple[int, int]:
         """Write down what is kept after the entries pushed since the last save -> half and end of the log."""
@@ -325,19 +328,6 @@ class Desk:
         other = 2 if half == 1 else 1
         self._snapshot = self._log.write_snapshot(other - 1, encode(self._row.states))
         return other
-
-
-def used(region: memoryview) -> int:
-    """The bytes of the item that begins a region."""
-    head = Head(region)
-    return head.blocks[-1][1] if head.blocks else head.pickled.stop
-
-
-def poison(cells: Any, cell: int) -> None:
-    """Overwrite the item in a cell that is about to be free."""
-    region = cells.region(cell)
-    size = used(region)
-    region[:size] = b"\xdb" * size
 
 
 def _parcel(failure: Failure, path: Path, kind: int) -> Parcel:

@@ -39,15 +39,15 @@ class Feeder:
         """Returns when the crew is not touched any more; the user's source may go on for a while."""
         self._over = True
         while not self._pulling and not self._done.wait(0.02):
-            self._crew.ring(0)
+            self._crew.channels.ring(0)
         with self._touching:
             pass
 
     def _run(self, values: Iterator[Any]) -> None:
-        items = parcels(values, self._plan.feed, self._crew.first_cells.stride, collect=self._collect)
+        crew, channels = self._crew, self._crew.channels
+        items = parcels(values, self._plan.feed, channels.first.stride, collect=self._collect)
         values = iter(())
-        crew = self._crew
-        actions = feed(crew.board)
+        actions = feed(channels.board)
         outcome = None
         try:
             while True:
@@ -59,13 +59,13 @@ class Feeder:
                     if type(action) is tuple:
                         match action:
                             case ("ring", who):
-                                crew.ring(who)
+                                channels.ring(who)
                             case ("fill", cell, parcel):
-                                parcel.content.fill(crew.first_cells.region(cell, parcel.nbytes))
+                                parcel.content.fill(channels.first.region(cell, parcel.nbytes))
                                 del action, parcel  # they may be large
                                 action = None
                 if action == ("wait",):
-                    os.eventfd_read(crew.bells[0])
+                    os.eventfd_read(channels.bells[0])
                 elif action == ("result",):
                     self._pulling = True
                     outcome = next(items, None)

@@ -39,9 +39,9 @@ class At(NamedTuple):
 
 def at_of(board: Board, who: int, *, stream: bool) -> At:
     """What a participant is at, or was when it died."""
-    phase, place, call, _ = board.at[who]
+    state, place, _ = board.at[who]
     job = board.job[who]
-    return At(who, Phase(phase), place, call, bool(place) if stream else job[0] != job[4])
+    return At(who, Phase(state & 7), place, state >> 3, bool(place) if stream else job[0] != job[4])
 
 
 class Verdict(NamedTuple):

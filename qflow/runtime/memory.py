@@ -138,6 +138,7 @@ class Cells:
         self._bytes = memoryview(memory)
         self.returned: deque[int] = deque()
         self._reserved: dict[int, int] = {}
+        self._regions: dict[int, memoryview] = {}  # those that were asked for
 
     def _start(self, cell: int) -> int:
         producer, number = divmod(cell, self.shape.cells)
@@ -147,11 +148,15 @@ class Cells:
 
     def region(self, cell: int, size: int = 0) -> memoryview:
         """The bytes of a cell, of which so many can be written."""
-        start = self._start(cell)
-        if size > self._reserved.get(cell, 0):
-            self._map.reserve(start, size)
+        if size and size > self._reserved.get(cell, 0):
+            self._map.reserve(self._start(cell), size)
             self._reserved[cell] = size
-        return self._bytes[start : start + (self.stride if cell % self.shape.cells < self.shape.large else SMALL)]
+        found = self._regions.get(cell)
+        if found is None:
+            start = self._start(cell)
+            size = self.stride if cell % self.shape.cells < self.shape.large else SMALL
+            found = self._regions[cell] = self._bytes[start : start + size]
+        return found
 
     def lease(self, cell: int, start: int, end: int) -> Lease:
         """A view on bytes of a cell, which notes the cell in ``returned`` when it is gone."""

@@ -8,7 +8,6 @@ descriptors and its own bell; only steps with a ``timeout`` make it look from ti
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import select
@@ -26,7 +25,7 @@ from qflow.runtime.board import Phase
 from qflow.runtime.child import Ending, kill, send
 from qflow.runtime.failure import HOUSE
 from qflow.runtime.ledger import Call, Ledger, Orders
-from qflow.runtime.worker import Start, receive_message, send_message
+from qflow.runtime.worker import Start, receive_message
 
 if TYPE_CHECKING:
     from qflow.runtime.crew import Crew, Member
@@ -63,7 +62,7 @@ class Supervisor:
         self._resting: set[int] = set()
         self._overdue: dict[int, list[Call]] = {}
         self._told: set[tuple[int, int]] = set()
-        self._looked: dict[Running, bool] = {}
+        self._looked: set[Running] = set()
         self._kills = oom.killed()
         self._bell = os.eventfd(0, os.EFD_CLOEXEC)
         self._stopping, self._ended = threading.Event(), threading.Event()
@@ -133,15 +132,15 @@ class Supervisor:
                 self._dead(number)
         self._look_at_clock()
 
-    def _heard(self, number: int) -> bool:
-        """Take a message of a member -> whether there was one."""
+    def _heard(self, number: int) -> None:
+        """Take a message of a member."""
         member = self.crew.members[number]
         message = receive_message(member.control)
         if message is None:  # it has closed its end, which no worker does that is alive and well
             self._poll.unregister(member.control.fileno())
             self._whose.pop(member.control.fileno(), None)
             kill(member.child)
-            return False
+            return
         word, content = message
         if word == "failed":
             self.crew.broken = True
@@ -149,12 +148,11 @@ class Supervisor:
         else:
             self.crew.keeps(number, content)
         self._rests(number)
-        return True
 
     def _rests(self, number: int) -> None:
         self._resting.add(number)
         if self.all_rest:
-            self.crew.ring(self.crew.consumer)
+            self.crew.channels.ring(self.crew.channels.consumer)
 
     # ---- deaths
 
@@ -164,7 +162,7 @@ class Supervisor:
             self._heard(number)  # its last words come before its death
         self._unwatch(member)
         self.crew.lost(number)
-        if number in self._resting or self.crew.board.cancelled[0] or self._stopping.is_set():
+        if number in self._resting or self.crew.channels.board.cancelled[0] or self._stopping.is_set():
             self.crew.broken = True
             self._rests(number)
             return
@@ -172,7 +170,7 @@ class Supervisor:
         how, more = self._postmortem(member, ending)
         group = member.group
         decision = self.ledger.judge(
-            self.crew.board,
+            self.crew.channels.board,
             group,
             number,
             member.participants,
@@ -186,18 +184,7 @@ class Supervisor:
             then = "is not tried again" if decision.condemned else "ends the run" if decision.given_up else "is repeated"
             log.warning("A worker of step %r (process %d) %s; what it had in hand %s.", name, member.child.pid, how, then)
         orders = self.ledger.orders(self._start.orders, group, name, decision, how, more, self._timed.get(group, 0))
-        self._hopeless[number] += orders.fatal is not None
-        if orders.fatal is not None and self._hopeless[number] > HOPELESS:  # it can't even say that it gives up
-            self._not_replaced(number, member, orders.fatal.error())
-        else:
-            self._replace(number, member, orders)
-
-    def _not_replaced(self, number: int, member: Member, error: QFlowError) -> None:
-        """Nobody does the work of this member any more: the run ends."""
-        member.close()
-        self.crew.broken = True
-        del self.crew.members[number]
-        self.crew.fail(error)
+        self._replace(number, member, orders)
 
     def _postmortem(self, member: Member, ending: Ending | None) -> tuple[str, str]:
         """How a worker ended, and what else is known: the OOM killer, its stack."""
@@ -223,30 +210,34 @@ class Supervisor:
             return None  # the nursery has died, and its workers with it
 
     def _replace(self, number: int, member: Member, orders: Orders) -> None:
-        """Let another worker go on from the dead one's words."""
-        crew, group = self.crew, member.group
+        """Let another worker go on from the dead one's words; when there is none, the run ends."""
+        crew = self.crew
         member.close()
+        self._hopeless[number] += orders.fatal is not None
+        if orders.fatal is not None and self._hopeless[number] > HOPELESS:  # it can't even say that it gives up
+            problem: QFlowError | None = orders.fatal.error()
+        else:
+            problem = self._hire(number, crew.names[member.group])
+        if problem is not None:
+            crew.broken = True
+            del crew.members[number]
+            crew.fail(problem)
+            return
+        self._incarnations[number] += 1
+        group, incarnation = crew.shipped[member.group], self._incarnations[number]
+        crew.send(crew.members[number], self._start._replace(group=group, orders=orders, incarnation=incarnation))
+        self._watch(number)
+
+    def _hire(self, number: int, name: str) -> QFlowError | None:
+        """Another worker in the place of a dead one -> why not."""
         for wait in (*PATIENCE, None):
             try:
-                crew.hire([number])
-                break
+                self.crew.hire([number])
+                return None
             except (OSError, EOFError, QFlowError) as error:
                 if wait is None or self._stopping.wait(wait):
-                    crew.broken = True
-                    del crew.members[number]
-                    crew.fail(
-                        ResourceError(f"A worker of step {crew.names[group]!r} died, and none could be started for it: {error}")
-                    )
-                    return
-        self._incarnations[number] += 1
-        new = crew.members[number]
-        crew.opening(new)
-        with contextlib.suppress(OSError):  # it has died already, which will be heard
-            send_message(
-                new.control,
-                self._start._replace(group=crew.shipped[group], orders=orders, incarnation=self._incarnations[number]),
-            )
-        self._watch(number)
+                    return ResourceError(f"A worker of step {name!r} died, and none could be started for it: {error}")
+        raise AssertionError
 
     # ---- the clock
 
@@ -254,9 +245,9 @@ class Supervisor:
         """The calls of user code that are going on."""
         for number, member in self.crew.members.items():
             for who in member.participants:
-                phase, place, call, since = self.crew.board.at[who]
-                if phase in (Phase.RUN, Phase.OPEN):
-                    yield Running(number, who, place - 1, call, since)
+                state, place, since = self.crew.channels.board.at[who]
+                if state & 7 in (Phase.RUN, Phase.OPEN):
+                    yield Running(number, who, place - 1, state >> 3, since)
 
     def _until_next_look(self) -> float:
         """Milliseconds until a call's time may be up."""
@@ -272,13 +263,13 @@ class Supervisor:
 
     def _look_at_clock(self) -> None:
         now = time.monotonic_ns()
-        looked, self._looked = self._looked, {}
+        looked, self._looked = self._looked, set()
         for running in self._running():
             member, seconds = self.crew.members[running.number], (now - running.since) / 1e9
             limit = self._timed.get(member.group)
             if limit is not None and seconds >= limit:
                 if running not in looked:
-                    self._looked[running] = True
+                    self._looked.add(running)
                     send(member.child, signal.SIGUSR1)
                 else:
                     self._overdue.setdefault(running.number, []).append((running.place, running.call))

@@ -46,12 +46,14 @@ Acting = Generator[Any, Any, Any]
 SWEPT = 256  # cells looked at in one sweep
 ANY = (1 << 44) - 1  # in place of an item: any entry will do
 
-_fence_lock = threading.Lock()
+_lock = threading.Lock()
+_acquire, _release = _lock.acquire, _lock.release
 
 
 def fence() -> None:
     """Let the store before be seen before the load after; an uncontended lock is a full barrier on x86."""
-    _fence_lock.acquire(blocking=False) and _fence_lock.release()  # type: ignore[func-returns-value]
+    if _acquire(False):
+        _release()
 
 
 class Cancelled(BaseException):
@@ -388,82 +390,3 @@ def feed(board: Board, me: int = 0) -> Acting:
         yield from putter.put(item, parcel._replace(kind=parcel.kind | END))
         del parcel  # it may be large, and the next one may be long in coming
         item += 1
-
-
-class Cursor:
-    """The consumer's own place in an edge."""
-
-    def __init__(self, board: Board, edge: int, me: int) -> None:
-        self.taker = Taker(board, board.edges[edge], me)
-        self.place = 0
-
-    def take(self) -> Acting:
-        """The next entry -> a Claim whose number is its item's, or None at the end."""
-        found = yield from self.taker.next_entry(self.place, self._save)
-        if found is None:
-            return None
-        entry, place, self.place = found
-        if entry & END:
-            yield from self.taker.seen(self.place >> SHIFT)
-        return Claim(place >> SHIFT, place, entry & 7, entry >> 3)
-
-    def _save(self, place: int) -> Acting:
-        self.place = place
-        yield "skipped"
-
-
-class Loose:
-    """A single taker that takes whatever is there, in no order, within the window of the edge."""
-
-    def __init__(self, board: Board, edge: int, me: int) -> None:
-        self.taker = Taker(board, board.edges[edge], me)
-        self.board, self.edge, self.me = board, board.edges[edge], me
-        self._places: dict[int, int] = {}  # item -> the place of its next entry; items below `taken` are done
-        self._done: set[int] = set()
-
-    def _find(self) -> tuple[int, int] | None:
-        """An entry that is there: (entry, place)."""
-        edge, low = self.edge, self.edge.taken[0]
-        for item in range(low, low + edge.window):
-            place = self._places.get(item, item << SHIFT)
-            head = edge.head[item % edge.window]
-            if item not in self._done and head >> SHIFT == item and head > place:
-                return edge.entry[item % edge.window * edge.depth + (place & LOW) % edge.depth], place
-        return None
-
-    def _over(self) -> bool:
-        total = self.edge.total[0]
-        return total != 0 and self.edge.taken[0] >= total - 1
-
-    def take(self) -> Acting:
-        """Any next entry -> a Claim, or None at the end."""
-        while True:
-            found = self._find()
-            if found is None:
-                if self._over():
-                    return None
-                self.edge.taker_wait[0] = ANY << 20 | self.me + 1
-                fence()
-                if self.board.cancelled[0]:
-                    raise Cancelled
-                if self._find() is None and not self._over():
-                    yield ("wait",)
-                continue
-            entry, place = found
-            item = place >> SHIFT
-            if self.edge.taker_wait[0]:
-                self.edge.taker_wait[0] = 0
-            self._places[item] = place + 1
-            if entry & END:
-                yield from self._finish(item)
-            if entry & (DATA | ERROR):
-                return Claim(item, place, entry & 7, entry >> 3)
-
-    def _finish(self, item: int) -> Acting:
-        self._done.add(item)
-        self._places.pop(item, None)
-        low = self.edge.taken[0]
-        while low in self._done:
-            self._done.discard(low)
-            low += 1
-        yield from self.taker.seen(low)

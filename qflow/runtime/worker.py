@@ -33,7 +33,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from qflow.graph.plan import Group
 from qflow.graph.row import Failed
 from qflow.runtime import output
 from qflow.runtime.board import Board, Phase, Shape, words_needed
@@ -181,15 +180,12 @@ def _exactly(line: socket.socket, count: int) -> bytes | None:
 class Worker:
     """The process: its control socket, and one desk, or one for each thread."""
 
-    group: Group
-
     def __init__(self, control: socket.socket, desks: list[Desk], bells: Sequence[int], cursor: tuple[int, int]) -> None:
         self.control, self.desks, self.bells, self.cursor = control, desks, bells, cursor
         self._gate = threading.Lock()
         self._finished = 0  # items, of which a worker may be fit for some only
         self._leaving = False
         for desk in desks:
-            desk.between = self._between
             desk.effects |= self._waiting(desk)
         os.register_at_fork(after_in_child=self._forked)
 
@@ -243,6 +239,8 @@ class Worker:
             if start.orders.fatal is None and start.group is not None:
                 desk.opened = pickle.loads(start.group).opened()
             desk.start(start.orders, self._gate)
+            limited = start.orders.fatal is None and desk.opened.options.limited
+            desk.between = self._between if limited else None
 
     def _run(self, incarnation: int) -> None:
         """One run of every desk."""
@@ -288,8 +286,6 @@ class Worker:
     def _between(self) -> None:
         """Between two items: leave, when the step's mark says that this process has done enough."""
         self._finished += 1
-        if self.desks[0].orders.fatal is not None:  # nothing was opened
-            return
         options = self.desks[0].opened.options
         enough = options.max_items is not None and self._finished >= options.max_items
         if enough or self._leaving or (options.max_memory is not None and private_memory() > options.max_memory):
