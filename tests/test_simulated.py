@@ -151,7 +151,7 @@ def test_a_run_can_be_left_early():
         iter(run)
 
 
-COMMIT = "        yield from _commit(job, Slot(place, item, half, end, done))\n"
+COMMIT = "        yield from _commit(board, me, Slot(place, item, half, end, done))\n"
 RELEASE = """        for claim in pushed:
             kept = yield ("release", claim)
             yield from taker.free(claim.cell, claim.place, kept)
@@ -162,12 +162,12 @@ MUTANTS = {
     "lanes below the place stay taken": ("streaming", "        yield from taker.seen(slot.place >> SHIFT)\n    else", "    else"),
     "results are given again": (
         "streaming",
-        "        if not putter.published(item)[0]:\n            yield from putter.put(item, parcel",
-        "        if 1:\n            yield from putter.put(item, parcel",
+        "        if not putter.published(item)[0]:\n            yield from putter.put(item, Parcel",
+        "        if 1:\n            yield from putter.put(item, Parcel",
     ),
     "the slot counts before it is written": (
         "streaming",
-        '        job[at + number] = word\n    yield "slotted"\n    job[0] = version',
+        '        job[at + number] = word\n    if board.watched:\n        yield "slotted"\n    job[0] = version',
         '        job[0] = version\n        yield "slotted"\n        job[at + number] = word',
     ),
     "entries are released before the commit": ("streaming", COMMIT + RELEASE, RELEASE + COMMIT),
@@ -177,16 +177,16 @@ MUTANTS = {
         "        place = after\n        return iter(())",
     ),
     "what was taken is not written down": (
-        "desk",
+        "stream_desk",
         "                    end = self._log.append(end, encode(value))",
         "                    pass",
     ),
     "what is kept is not written down": (
-        "desk",
-        "encode(self._row.states)",
-        "encode([(given, None) for given, _ in self._row.states])",
+        "stream_desk",
+        "encode(row.states)",
+        "encode([(given, None) for given, _ in row.states])",
     ),
-    "a stream begins anew": ("desk", "        for value in entered:\n            self._row.enter(value)\n", ""),
+    "a stream begins anew": ("stream_desk", "        for value in entered:\n            self._row.enter(value)\n", ""),
     "a verdict counts as given": ("turn", "elif given < skip and not parcel.kind & END:", "elif given < skip:"),
     "a poisonous item is repeated for ever": ("ledger", "if deaths >= self.attempts:", "if False:"),
     "nobody is charged": ("ledger", "            self._deaths[group, call] += 1\n", "            pass\n"),
@@ -265,7 +265,13 @@ def notices(worlds):
 
 def put_in_place(mutant, monkeypatch):
     """Let the simulated engine use a changed module."""
-    own = {"streaming": ["stream"], "turn": ["work", "feed"], "desk": ["Desk"], "ledger": ["Ledger"]}
+    own = {
+        "streaming": ["stream"],
+        "turn": ["work", "feed"],
+        "desk": ["Desk"],
+        "stream_desk": ["StreamDesk"],
+        "ledger": ["Ledger"],
+    }
     for attribute in own[mutant.__name__.rpartition(".")[2]]:
         monkeypatch.setattr(simulated, attribute, getattr(mutant, attribute))
 
@@ -276,7 +282,7 @@ def test_removing_a_line_of_the_recovery_is_noticed(name, monkeypatch):
     assert notices(worlds())
 
 
-@pytest.mark.parametrize("module", ["streaming", "turn", "desk", "ledger"])
+@pytest.mark.parametrize("module", ["streaming", "turn", "desk", "stream_desk", "ledger"])
 def test_changing_nothing_is_not_noticed(module, monkeypatch):
     source = inspect.getsource(importlib.import_module(f"qflow.runtime.{module}"))
     put_in_place(mutated(module, source, source), monkeypatch)

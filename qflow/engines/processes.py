@@ -34,6 +34,8 @@ from qflow.runtime.nursery import STARTS
 from qflow.runtime.shipping import check_handles, pickled
 from qflow.runtime.turn import Cancelled
 
+CLOSED = "The run was closed while it was iterated."
+
 
 @final
 class Processes(Engine):
@@ -80,9 +82,12 @@ class Session:
 
     def __init__(self, crew: Crew, warm: Warm, plan: Plan, options: RunOptions) -> None:
         self.crew, self.warm, self.plan, self.options = crew, warm, plan, options
-        self.over = False
+        self.over = ""  # why it can't be iterated any more
+        self.left = False  # the crew is given back
         self._pid = os.getpid()
         self._closing = threading.Lock()
+        self._leaving = threading.RLock()  # held while it is decided who touches the crew
+        self._gone = False  # the crew is touched by nobody but who gives it back
         self._consuming = threading.RLock()  # held by the consumer while it touches the crew
         self._feeder: Feeder | None = None
         poison = bool(os.environ.get("QFLOW_DEBUG_POISON"))
@@ -95,16 +100,19 @@ class Session:
     def start(self, payloads: list[bytes], values: Iterator[Any], attempts: int) -> None:
         """Let the workers begin, and the feeder fill."""
         self.warm.sessions.add(self)
-        self.crew.start(payloads, self._orders, attempts)
+        self.crew.start(self.plan, payloads, self._orders, attempts)
         self._feeder = Feeder(self.crew, self.plan, values, collect=self._orders.collect)
+        self._feeder.start()
 
     # ---- consumer
 
     def take(self) -> Any:
         """The next result, or failure, or StopIteration."""
+        if self.over:
+            raise GraphError(self.over)
         with self._consuming:
             if self.over:
-                raise GraphError("The run was closed while it was iterated.")
+                raise GraphError(self.over)
             return self._take()
 
     def _take(self) -> Any:
@@ -126,11 +134,20 @@ class Session:
                         self.crew.channels.ring(action[1])
                     else:
                         self._drive(self._consumer.unkeep())
-                        self.crew.wait(None)
+                        self._wait()
         except StopIteration as stop:
             return stop.value
         except Cancelled:
-            raise GraphError("The run was closed while it was iterated.") from None
+            raise GraphError(CLOSED) from None
+
+    def _wait(self) -> None:
+        try:
+            self.crew.wait(None)
+        except OSError:
+            if not self.over:
+                raise
+        if self.over:  # by a signal handler of the user
+            raise Cancelled
 
     # ---- endings
 
@@ -144,50 +161,57 @@ class Session:
             usable = self.crew.rest(2)
         else:  # a stream has ended before its input, as `islice` does
             self._abort()
-            usable = self.crew.stop()
+            usable = self.crew.settle()
         books.balance(board, self.crew.names, first)
         self._leave(usable)
 
     def _abort(self) -> None:
         """Cancel, and wait until neither consumer nor feeder touches the crew; the user's source may go on."""
-        self.over = True
-        self.crew.channels.cancel()
+        with self._leaving:
+            self.over = self.over or CLOSED
+            if not self._gone:
+                self.crew.channels.cancel()
         if self._feeder is not None:
             self._feeder.stop()
 
-    def _leave(self, usable: bool) -> None:
-        self._stats = self.stats()
-        self.over = True
-        self.crew.end_run()
-        self.warm.sessions.discard(self)
-        self.warm.give(self.crew, usable=usable and not self.crew.broken)
+    def _leave(self, usable: bool, *, linger: bool = False) -> None:
+        """Give the crew back; interrupted, it goes on where it was when called again."""
+        with self._leaving:
+            if self.left:
+                return
+            self.over, self._gone = self.over or CLOSED, True
+            self._stats = self.stats()
+            self.crew.end_run()
+            self.warm.give(self, usable=usable and not self.crew.broken, linger=linger)
+            self.warm.sessions.discard(self)
+            vars(self).pop("_consumer", None)  # it holds the memory of the channels
 
     def close(self) -> None:
         """Stop early, and give the crew back."""
-        if not self.over and self._pid == os.getpid():
+        if not self.left and self._pid == os.getpid():
             self.warm.stopping(1)
             self._close()
 
     def abandon(self) -> None:
         """Close from a thread of its own, because this may be any thread at any point."""
-        if not self.over and self._pid == os.getpid():
+        if not self.left and self._pid == os.getpid():
             self.warm.stopping(1)
             try:
-                _thread.start_new_thread(self._close, ())
+                _thread.start_new_thread(self._close, (), {"linger": True})
             except RuntimeError:  # the interpreter ends, and the workers with it
                 self.warm.stopping(-1)
 
-    def _close(self) -> None:
+    def _close(self, *, linger: bool = False) -> None:
         try:
             with self._closing:
-                if not self.over:
-                    usable = False
-                    try:
+                usable = False
+                try:
+                    if not self._gone:
                         self._abort()
                         with self._consuming:
-                            usable = self.crew.stop()
-                    finally:  # a second Ctrl-C ends the workers at once
-                        self._leave(usable)
+                            usable = self._gone or self.crew.settle()
+                finally:  # a second Ctrl-C ends the workers at once
+                    self._leave(usable, linger=linger)
         finally:
             self.warm.stopping(-1)
 

@@ -34,6 +34,7 @@ from qflow.runtime.log import REGIONS, Log
 from qflow.runtime.memory import Lease, Memory
 from qflow.runtime.shipping import pickled
 from qflow.runtime.simulation import Actor, Simulation
+from qflow.runtime.stream_desk import StreamDesk
 from qflow.runtime.streaming import stream
 from qflow.runtime.turn import Acting, feed, work
 from qflow.runtime.whereabouts import Death, here
@@ -123,7 +124,8 @@ class SimulatedRun(Run[Any]):
     def _hire(self, number: int, who: int, orders: Orders) -> None:
         """A worker, with a step of its own, as if it were a process."""
         inputs, outputs = PlainCells(self._contents[number]), PlainCells(self._contents[number + 1])
-        desk = Desk(self._board, self._names, number, who, inputs, outputs, self._logs.get(number))
+        own = self._board, self._names, number, who, inputs, outputs
+        desk = StreamDesk(*own, self._logs[number]) if number in self._logs else Desk(*own)
         desk.caught = (Exception, KeyboardInterrupt, SystemExit, GeneratorExit)
         _here(desk, self._open)(desk, number, orders)
         effects = {**desk.effects, "fill": self._filling(number + 1)}
@@ -132,7 +134,7 @@ class SimulatedRun(Run[Any]):
         self._simulation.actors[who] = Actor(acting, {word: _here(desk, effect) for word, effect in effects.items()}, number)
 
     def _open(self, desk: Desk, number: int, orders: Orders) -> None:
-        desk.opened = pickle.loads(self._payloads[number]).opened()
+        desk.group = pickle.loads(self._payloads[number]).opened()
         desk.start(orders)
 
     def _filling(self, edge: int) -> Any:
@@ -158,7 +160,7 @@ class SimulatedRun(Run[Any]):
         assert number is not None
         group, first = self.plan.groups[number], self._board.edges[number + 1].first
         together = range(first, first + group.n) if group.placement == "thread" else [who]
-        decision = self._ledger.judge(self._board, number, who, together, stream=group.stream)
+        decision = self._ledger.judge(self._board, number, together, stream=group.stream)
         self._died[number] += 1
         orders = self._ledger.orders(self._orders, number, group.name, decision, "died", "")
         for each in together:

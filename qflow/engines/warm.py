@@ -49,14 +49,15 @@ class Warm:
         made.modules = key[1]
         return made
 
-    def give(self, crew: Crew, *, usable: bool) -> None:
-        """Take a crew back after a run."""
+    def give(self, session: Session, *, usable: bool, linger: bool = False) -> None:
+        """Take a session's crew back after its run; ``linger`` when nobody waits for that."""
         with self._changed:
             keep = usable and not self._closed and self._resting is None
             if keep:
-                self._resting = crew
+                self._resting, session.left = session.crew, True
         if not keep:
-            crew.close(linger=threading.get_ident() != threading.main_thread().ident and not self._closed)
+            session.crew.close(linger=linger and not self._closed)
+            session.left = True
 
     def stopping(self, by: int) -> None:
         """Count the runs that are being stopped; the next one waits for their crew."""
@@ -82,8 +83,10 @@ def warm_of(flow: Flow[Any, Any]) -> Warm:
     """The warm crews of this very flow, not of an equal one."""
     found = _warm.get(id(flow))
     if found is None:
-        found = _warm[id(flow)] = Warm()
-        weakref.finalize(flow, _collected, id(flow), os.getpid()).atexit = False
+        made = Warm()
+        found = _warm.setdefault(id(flow), made)
+        if found is made:  # no other thread was faster
+            weakref.finalize(flow, _collected, id(flow), os.getpid()).atexit = False
     return found
 
 
@@ -109,7 +112,7 @@ def _at_exit() -> None:
 
 
 def _crews() -> Iterator[Crew]:
-    for warm in _warm.values():
+    for warm in [*_warm.values()]:
         yield from (crew for crew in [warm._resting, *(session.crew for session in warm.sessions)] if crew is not None)
 
 
@@ -122,6 +125,8 @@ def _forget() -> None:
     """In a forked copy of this process: nothing here is ours."""
     for crew in _crews():
         crew.forget()
+    for session in [session for warm in _warm.values() for session in warm.sessions]:
+        session.over = "This run belongs to the process that started it; a forked copy can't iterate it. Start one here."
     _warm.clear()
 
 

@@ -48,7 +48,6 @@ class Phase(enum.IntEnum):
     RUN = 2
     SEND = 3  # encoding a result, and copying it into its cell
     OPEN = 4  # building the user's classes
-    LEFT = 5  # ended by itself, to be replaced by a fresh one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +166,7 @@ class Board:
     """
 
     HAND, JOB, AT, COUNTS = 2, 11, 3, 4
+    watched = False  # whether whoever acts on it stops at the failpoints
 
     def __init__(self, shape: Shape, words: Any) -> None:
         self.shape, self._words, self._at = shape, words, 0

@@ -40,6 +40,7 @@ class Channels:
         self._streams = [number for number, group in enumerate(plan.groups) if group.stream]
         self._fds = contextlib.ExitStack()
         self._forwarders: dict[int, output.Forwarder] = {}  # by the descriptors that they read
+        self._drained = False  # there is something to print that lies in no pipe any more
         try:
             self._make()
         except BaseException:
@@ -118,7 +119,8 @@ class Channels:
         """Let everybody go to rest: one word, a poisoned cursor for those who wait for theirs, a ring for all."""
         self.board.cancelled[0] = 1
         for (_, write), n in zip(self._cursors, self._n, strict=True):
-            os.write(write, CURSOR.pack(POISON, 0) * n)
+            if n > 1:
+                os.write(write, CURSOR.pack(POISON, 0) * n)
         for who in range(self.shape.participants):
             self.ring(who)
 
@@ -129,6 +131,22 @@ class Channels:
                 os.eventfd_read(fd)
             else:
                 self._forwarders[fd].forward(fd)
+        if self._drained:
+            self._drained = False
+            self.flush()
+
+    def drain(self, group: int) -> bool:
+        """Make room where a step's workers wait for somebody to print, which the consumer does later -> whether they may have."""
+        poll = select.poll()
+        for end in self._outputs[group]:
+            poll.register(end, select.POLLOUT)
+        if len(poll.poll(0)) == len(self._outputs[group]):  # neither pipe is full
+            return False
+        for read in (fd for fd, forwarder in self._forwarders.items() if forwarder.step == self.names[group]):
+            self._forwarders[read].drain()
+        self._drained = True
+        self.ring(self.consumer)
+        return True
 
     def flush(self) -> None:
         """Print what workers have printed."""

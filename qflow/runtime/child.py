@@ -13,6 +13,7 @@ import ctypes
 import os
 import select
 import signal
+import socket
 import threading
 from typing import NamedTuple
 
@@ -46,11 +47,16 @@ class Ending(NamedTuple):
     peak: int
 
 
-def ended(child: Child, seconds: float) -> bool:
-    """Wait for a worker to end -> whether it has. (A poll: `select` knows no descriptor above 1023.)"""
+def readable(end: Child | socket.socket, seconds: float) -> bool:
+    """Wait until something can be read -> whether it can. (A poll: `select` knows no descriptor above 1023.)"""
     poll = select.poll()
-    poll.register(child, select.POLLIN)
+    poll.register(end, select.POLLIN)
     return bool(poll.poll(max(0, seconds * 1000)))
+
+
+def ended(child: Child, seconds: float) -> bool:
+    """Wait for a worker to end -> whether it has."""
+    return readable(child, seconds)
 
 
 def send(child: Child, signum: int) -> None:

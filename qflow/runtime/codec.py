@@ -15,6 +15,8 @@ A worker gets read-only arrays and private copies of tensors, so that its input 
 
 from __future__ import annotations
 
+import functools
+import os
 import pickle
 import signal
 import struct
@@ -69,7 +71,7 @@ class Encoded:
         words = [length, len(path), len(lengths), len(places) or len(lengths), loose, *path, *lengths]
         if places:
             words += chain.from_iterable(places)
-        head = struct.pack(f"={len(words)}Q", *words)
+        head = _words(len(words)).pack(*words)
         self.head = CHECK.pack(MAGIC | crc32(head)) + head
         size = len(self.head) + length
         for nbytes in lengths:
@@ -88,6 +90,11 @@ class Encoded:
             end = at + buffer.nbytes
             region[at:end] = buffer
             at = end
+
+
+@functools.lru_cache
+def _words(count: int) -> struct.Struct:
+    return struct.Struct(f"={count}Q")
 
 
 def _aligned(size: int) -> int:
@@ -134,6 +141,10 @@ class _Deeper:
     """
 
     def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """In a copy of a process in which somebody may be inside."""
         self._lock = threading.Lock()
 
     def __enter__(self) -> None:
@@ -147,6 +158,7 @@ class _Deeper:
 
 
 _deeper = _Deeper()
+os.register_at_fork(after_in_child=_deeper.renew)
 
 
 class _Pieces:
@@ -180,8 +192,8 @@ class Head:
         at = COUNTS.size + 8 * (path + blocks + (3 * buffers if buffers != blocks else 0))
         if at > len(region) or check != MAGIC | crc32(region[8:at]):
             raise InternalError("the head of an item was overwritten: its check word is wrong")
-        words = region[COUNTS.size : at].cast("Q").tolist()
-        self.path: Path = tuple(words[:path])
+        words = _words(at - COUNTS.size >> 3).unpack_from(region, COUNTS.size)
+        self.path: Path = words[:path]
         start, at = at, at + pickled
         self.pickled = slice(start, at)
         self.blocks: list[tuple[int, int]] = []

@@ -10,7 +10,7 @@ from qflow.errors import TransportError, annotate
 from qflow.graph.run import ItemFailure, Told
 from qflow.runtime.board import DATA, END, ERROR, KEPT, LOW, SHIFT, VIEWS, Board
 from qflow.runtime.codec import decode, path_of, poison
-from qflow.runtime.turn import ANY, Acting, Cancelled, Claim, Taker, fence
+from qflow.runtime.turn import ANY, Acting, Cancelled, Claim, Taker
 
 OVER: Any = object()  # in place of a result
 
@@ -137,7 +137,8 @@ class Cursor:
 
     def _save(self, place: int) -> Acting:
         self.place = place
-        yield "skipped"
+        if self.taker.board.watched:
+            yield "skipped"
 
 
 class Loose:
@@ -171,7 +172,7 @@ class Loose:
                 if self._over():
                     return None
                 self.edge.taker_wait[0] = ANY << 20 | self.me + 1
-                fence()
+                self.taker.fence()
                 if self.board.cancelled[0]:
                     raise Cancelled
                 if self._find() is None and not self._over():

@@ -21,7 +21,7 @@ from qflow.graph.plan import Plan
 from qflow.runtime import nursery, output
 from qflow.runtime.board import Phase, Shape, shape_of
 from qflow.runtime.channels import Channels, Kept
-from qflow.runtime.child import Child, ended, kill
+from qflow.runtime.child import Child, Ending, ended, kill
 from qflow.runtime.environment import for_workers
 from qflow.runtime.ledger import Orders
 from qflow.runtime.memory import anonymous
@@ -63,7 +63,6 @@ class Crew:
     def __init__(self, plan: Plan, ordered: bool, preload: Sequence[str] = (), start: str = "forkserver") -> None:
         self.start_method = start
         self.key = key_of(plan, ordered)
-        self.plan = plan
         self.names = tuple(group.name for group in plan.groups)
         self.shipped: list[bytes] = [b""] * len(plan.groups)
         self.members: dict[int, Member] = {}
@@ -75,7 +74,7 @@ class Crew:
         self._ending: BaseException | None = None
         self._at_rest = True
         try:
-            self._build(shape_of(plan, ordered=ordered), preload)
+            self._build(plan, shape_of(plan, ordered=ordered), preload)
         except OSError as error:
             self.close()
             raise ResourceError(f"The workers could not be started: {error}") from error
@@ -85,12 +84,12 @@ class Crew:
 
     # ---- making
 
-    def _build(self, shape: Shape, preload: Sequence[str]) -> None:
-        processes = tuple(_processes(self.plan, shape))
-        check_descriptors(shape, len(processes), sum(group.stream for group in self.plan.groups))
+    def _build(self, plan: Plan, shape: Shape, preload: Sequence[str]) -> None:
+        processes = tuple(_processes(plan, shape))
+        check_descriptors(shape, len(processes), sum(group.stream for group in plan.groups))
         if processes:  # first: a nursery that is a copy of this process must have none of this crew's descriptors
             self.nursery = nursery.acquire(self.start_method)
-        self.channels = Channels(self.plan, shape)
+        self.channels = Channels(plan, shape)
         self._berth = self.channels.berth(processes)
         self.hire(range(len(processes)), preload)
 
@@ -99,13 +98,15 @@ class Crew:
         if not numbers:
             return
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
-            lines = [socket.socketpair() for _ in numbers]
-            for mine, end in lines:
-                ours.callback(mine.close)
-                theirs.callback(end.close)
-            faults = [anonymous("stack", 0, sealed=False) for _ in numbers]
-            for fault in faults:
-                ours.callback(os.close, fault)
+            lines: list[tuple[socket.socket, socket.socket]] = []
+            for _ in numbers:
+                lines.append(socket.socketpair())
+                ours.callback(lines[-1][0].close)
+                theirs.callback(lines[-1][1].close)
+            faults: list[int] = []
+            for _ in numbers:
+                faults.append(anonymous("stack", 0, sealed=False))
+                ours.callback(os.close, faults[-1])
             berth = self._berth._replace(
                 controls={number: end.fileno() for number, (_, end) in zip(numbers, lines, strict=True)},
                 faults=dict(zip(numbers, faults, strict=True)),
@@ -128,13 +129,13 @@ class Crew:
 
     # ---- a run
 
-    def start(self, groups: list[bytes], orders: Orders, attempts: int) -> None:
-        """Let every worker begin a run of these pickled groups."""
+    def start(self, plan: Plan, groups: list[bytes], orders: Orders, attempts: int) -> None:
+        """Let every worker begin a run of a plan like that of the crew, with its groups pickled."""
         self.channels.reset(kept for each in self._kept.values() for kept in each)
         changed = [new if new != old else None for new, old in zip(groups, self.shipped, strict=True)]
         self.shipped = list(groups)
         start = Start(None, orders, for_workers(os.environ), _directory(), list(sys.path), output.levels(), _filters())
-        self.supervisor = Supervisor(self, start, attempts)
+        self.supervisor = Supervisor(self, plan.groups, start, attempts)
         for member in self.members.values():
             self.send(member, start._replace(group=changed[member.group]))
         self.supervisor.start()
@@ -192,19 +193,18 @@ class Crew:
 
     # ---- endings
 
-    def stop(self) -> bool:
-        """Cut a run short -> whether the crew can be used again."""
-        self.channels.cancel()
+    def settle(self) -> bool:
+        """Let a cancelled run come to rest -> whether the crew can be used again."""
         with contextlib.suppress(Exception):
             return self.rest(GRACE) and not self.broken
         return False
 
     def end_run(self) -> None:
         """The run is over: its supervisor goes."""
-        supervisor, self.supervisor = self.supervisor, None
-        if supervisor is not None:
-            self._at_rest = supervisor.all_rest
-            supervisor.stop()
+        if self.supervisor is not None:
+            self._at_rest = self.supervisor.all_rest
+            self.supervisor.stop()
+            self.supervisor = None
 
     def close(self, *, linger: bool = False) -> None:
         """End the workers and give everything back; interrupted, it goes on where it was when called again."""
@@ -217,17 +217,18 @@ class Crew:
                 number, member = next(iter(self.members.items()))
                 if not ended(member.child, end - time.monotonic()):
                     kill(member.child)
-                self._reap(member)
+                self.reap(member)
                 del self.members[number]
                 member.close()
         finally:
             self._give_back(linger)
 
-    def _reap(self, member: Member) -> None:
-        with contextlib.suppress(OSError):
-            if self.nursery is not None:
-                self.nursery.reap(member.child.pid)
-                self.nursery.done([member.child.pid])
+    def reap(self, member: Member) -> Ending | None:
+        """End what a member has started, and it -> how it ended; None when its nursery has died, and it with that."""
+        if self.nursery is not None:
+            with contextlib.suppress(OSError, EOFError):
+                return self.nursery.reap(member.child.pid)
+        return None
 
     def _give_back(self, linger: bool) -> None:
         self._ending = None

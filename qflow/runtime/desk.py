@@ -1,7 +1,7 @@
 """Desk: where one worker's user code meets the coordination: loads items, runs the step, encodes results.
 
-It plays those effects of `turn` and `streaming` that touch user data; who waits for whom is its host's
-business (`worker`, `engines.simulated`). What the user's code is at stands in words that outlive the
+It plays those effects of `turn` that touch user data; who waits for whom is its host's business
+(`worker`, `engines.simulated`). What the user's code is at stands in words that outlive the
 worker (`board`), so that its death can be charged to the right call.
 """
 
@@ -11,25 +11,22 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 from qflow.errors import TransportError
 from qflow.graph.markers import CLOSE
 from qflow.graph.plan import SMALL, Group
-from qflow.graph.row import NO_ITEM, Caught, Failed, Path, Result, Results, Row, Watch, fewer
+from qflow.graph.row import NO_ITEM, Caught, Failed, Path, Results, Row, Watch, fewer
 from qflow.runtime.board import DATA, END, ERROR, VIEWS, Board, Phase
 from qflow.runtime.codec import decode, encode, path_of, poison
-from qflow.runtime.failure import Failure, bytes_of, failure_of
+from qflow.runtime.failure import bytes_of, failure_of, parcel_of
 from qflow.runtime.ledger import Orders, Verdict
-from qflow.runtime.log import Log, copied
+from qflow.runtime.log import copied
 from qflow.runtime.turn import Claim, Parcel, Taker
 from qflow.runtime.whereabouts import WorkerInfo
 
-UNWRITTEN = 3  # in place of a half of the log, 1 or 2: what the stream keeps can't be sent, so nobody can go on from it
 IDLE, LOAD, RUN, SEND = map(int, (Phase.IDLE, Phase.LOAD, Phase.RUN, Phase.SEND))  # plain numbers: they are stored often
-NOTHING: Results = (each for each in cast(list[Result], []))
-SNAPSHOT = 1 << 26  # bytes of records from which on the state is written anew, when it was less than a quarter of them
 
 
 class Desk:
@@ -40,17 +37,17 @@ class Desk:
         number: of the group.
         me: the participant.
         inputs, outputs: cells, `memory.Cells` or their like.
-        log: of a stream.
     """
 
-    def __init__(
-        self, board: Board, names: tuple[str, ...], number: int, me: int, inputs: Any, outputs: Any, log: Log | None = None
-    ) -> None:
+    streams = False
+    group: Group | None = None  # with the user's classes built
+    orders = Orders()
+
+    def __init__(self, board: Board, names: tuple[str, ...], number: int, me: int, inputs: Any, outputs: Any) -> None:
         self.board, self.number, self.me = board, number, me
         self.name, self._maker = names[number], names[number - 1] if number else "source"
-        self.inputs, self.outputs, self._log = inputs, outputs, cast(Log, log)  # only streams have one
+        self.inputs, self.outputs = inputs, outputs
         self.at, self.counts = board.at[me], board.counts[me]
-        self.streams = log is not None
         self.taker = Taker(board, board.edges[number], me)
         self.forked = False
         self.caught: Caught = BaseException  # what user code may raise that is a failure of its item
@@ -58,12 +55,13 @@ class Desk:
         self.unkept: Callable[[int], None] = lambda cell: None  # called for each kept cell that is free again
         self._gate = threading.Lock()
         self._kept: set[int] = set()  # input cells on which user code keeps views
-        self._results = NOTHING
-        self._parcels: Iterator[Parcel] | None = None
+        self._results: Results | None = None  # of the item at work, from its step
+        self._answer: Parcel | None = None  # in place of them
+        self._open = False  # more results may come
         self._path: Path = ()
         self._value: Any = NO_ITEM
         self._viewing: int | None = None  # the cell of the item at work, if it has views on it
-        self._given = self._retries = self._snapshot = self._begun = self._calls = 0
+        self._retries = self._begun = self._calls = 0
         self._gated = self._careful = False
         self.effects: dict[str, Callable[..., Any]] = {
             "begin": self._begin,
@@ -71,22 +69,18 @@ class Desk:
             "fewer": self._fewer,
             "fill": self._fill,
             "release": self._release,
-            "restore": self._restore,
-            "finish": self._finish,
-            "save": self._save,
-            "done?": lambda: self._row is not None and self._row.done,
         }
 
-    opened: Group  # with the user's classes built
-    orders = Orders()
-
     def start(self, orders: Orders, gate: threading.Lock | None = None) -> None:
-        """Be ready for a run of the opened group."""
+        """Be ready for a run of the group, which is not looked at when the step is given up."""
         self.orders, self._gate = orders, gate or self._gate
         self._careful = bool(orders.verdicts or orders.suspects or orders.poison)
         self._watch = Watch(self.caught, self._enter, self._leave, self._copy)
-        self._row = None if self.streams or orders.fatal else Row(self.opened.operators, self._watch)
+        self._row = self._row_at_start()
         self.at[0] = IDLE
+
+    def _row_at_start(self) -> Row | None:
+        return None if self.orders.fatal or self.group is None else Row(self.group.operators, self._watch)
 
     def info(self) -> WorkerInfo:
         """What the step may know of its worker."""
@@ -105,6 +99,8 @@ class Desk:
 
     def _enter(self, phase: int = RUN) -> None:
         """User code begins; raises the verdict if this call is not to be made."""
+        if self.forked:
+            os._exit(0)
         self._calls += 1
         if self._careful:
             self._enter_carefully()
@@ -118,12 +114,12 @@ class Desk:
             self._gated = self._gate.acquire(timeout=10)  # not for ever: threads may wait for each other
 
     def _leave(self) -> None:
+        if self.forked:  # a copy of this worker, made by the user's code; the original goes on, and its words are not ours
+            os._exit(0)
         self.at[0] = IDLE
         if self._gated:
             self._gated = False
             self._gate.release()
-        if self.forked:  # a copy of this worker, made by the user's code; the original goes on
-            os._exit(0)
 
     def _copy(self, value: Any) -> Callable[[], Any]:
         """Keep a value for a step that may be tried again on it."""
@@ -151,12 +147,13 @@ class Desk:
         self._begun += 1
         self._retries = self._calls = 0
         self.at[1] = claim.place + 1
-        self._parcels = None
-        if self.orders.fatal is not None:
-            self._parcels = iter([self._given_up(self.orders.fatal)])
+        self._results = None
+        if self._row is None:
+            assert self.orders.fatal is not None
+            self._answer = self._given_up(self.orders.fatal)
             return False
         if claim.kind & ERROR:
-            self._parcels = iter([self._passed_on(claim.cell)])
+            self._answer = self._passed_on(claim.cell)
             return False
         try:
             self._enter(LOAD)
@@ -164,31 +161,30 @@ class Desk:
             self._leave()
         except self.caught as error:
             self._leave()
-            self._parcels = iter([self._not_loaded(error)])
+            self._answer = self._not_loaded(error)
             return False
         self._viewing = claim.cell if viewing else None
         self._value = value
         self.counts[1] += value is not CLOSE
-        assert self._row is not None  # only a step that is given up has none
         self._results = self._row.add(value, self._path, self._reload)
         return viewing
 
     def _passed_on(self, cell: int) -> Parcel:
         """The failure of an earlier step, for the next one."""
         failure, path, _ = decode(self.inputs, cell, read_only=True, views=False)
-        return _parcel(failure, path, ERROR | END)
+        return parcel_of(failure, path)
 
     def _given_up(self, verdict: Verdict) -> Parcel:
         failed = Failed(verdict.error(), self.name, None, None)
         with contextlib.suppress(Exception):
             self._path = path_of(self.inputs, self._claim.cell)
-        return _parcel(failure_of(failed, self._path, None)._replace(fatal=True, group=self.number), self._path, ERROR | END)
+        return parcel_of(failure_of(failed, self._path, None)._replace(fatal=True, group=self.number), self._path)
 
     def _not_loaded(self, error: BaseException) -> Parcel:
         """An item that can't be built here; the step that made it is to blame."""
         path = path_of(self.inputs, self._claim.cell)
         if not isinstance(error, TransportError):
-            told = TransportError(f"An item can't be built in another process ({type(error).__name__}: {_text(error)}).")
+            told = TransportError(f"An item can't be built in another process ({type(error).__name__}: {error}).")
             told.__cause__ = error
             error = told
         return self._failure(Failed(error, self._maker, None, None), path, last=True, group=self.number - 1)
@@ -197,23 +193,23 @@ class Desk:
         """The item in an input cell, with views while few cells of its producer are kept."""
         self._unkeep()
         each = self.board.edges[self.number].cells_each
-        views = sum(kept // each == cell // each for kept in self._kept) < VIEWS
+        views = not self._kept or sum(kept // each == cell // each for kept in self._kept) < VIEWS
         return decode(self.inputs, cell, read_only=True, views=views)
 
     def _result(self) -> Parcel | None:
         """The next result of the item at work, encoded."""
-        if self._parcels is not None:
-            parcel = next(self._parcels, None)
-            self._given += parcel is not None
-            return parcel
+        if self._results is None:
+            answer, self._answer = self._answer, None
+            return answer
         self.at[2] = begun = time.monotonic_ns()
         try:
             path, value, last = next(self._results)
         except StopIteration:
+            self._open = False
             return None
         finally:
             self.counts[0] += time.monotonic_ns() - begun
-        self._given += 1
+        self._open = not last
         if type(value) is Failed:
             return self._failure(value, path, last=last)
         try:
@@ -230,7 +226,7 @@ class Desk:
         failure = failure_of(failed, path, os.getpid())._replace(group=self.number if group is None else group)
         if self.orders.collect:
             failure = failure._replace(value=bytes_of(failed.value))
-        return _parcel(failure, path, ERROR | END if last else ERROR)
+        return parcel_of(failure, path, last=last)
 
     def _fewer(self, now: int, before: int) -> Parcel:
         return self._failure(Failed(fewer(now, before), self.name, None, None), self._path, last=True)
@@ -257,18 +253,26 @@ class Desk:
 
     def _let_go(self) -> None:
         """Drop the item; if its cell does not come back, user code keeps a view on it."""
-        results, self._results = self._results, NOTHING
-        try:  # noqa: SIM105  for every item
-            results.close()
-        except Exception:
-            pass
-        self._value, self._parcels = NO_ITEM, None
+        if self._open:
+            self._close()
+        self._value, self._results, self._answer = NO_ITEM, None, None
         cell, self._viewing = self._viewing, None
         if cell is not None:
             if cell in self.inputs.returned:
                 self.inputs.returned.remove(cell)
             else:
                 self._kept.add(cell)
+
+    def _close(self) -> None:
+        """End an iterator of which no more results are asked for: its ``finally`` is user code, too."""
+        self._open = False
+        assert self._results is not None
+        try:
+            self._enter()
+            self._results.close()
+        except self.caught:
+            pass
+        self._leave()
 
     def _unkeep(self) -> None:
         """Give back kept cells whose last view is gone."""
@@ -280,63 +284,3 @@ class Desk:
                 if self.orders.poison:
                     poison(self.inputs, cell)
                 self.unkept(cell)
-
-    # ---- streams
-
-    def _restore(self, half: int, end: int) -> bool:
-        """Build the stream, from what a predecessor has written down if there was one -> whether it needs no more."""
-        states, entered = None, []
-        if half == UNWRITTEN:
-            lost = "died, and what its stream kept was lost with it, because it can't be sent to another process"
-            self.orders = self.orders._replace(fatal=Verdict("died", f"A worker of step {self.name!r} {lost}."))
-        if self.orders.fatal is not None:
-            return False
-        if half or end:
-            states, entered = self._log.snapshot(half - 1) if half else None, [*self._log.records(end)]
-        self._row = Row(self.opened.operators, self._watch, states)
-        for value in entered:
-            self._row.enter(value)
-        self._row.entered, self._row.deep = [], False
-        return self._row.done
-
-    def _finish(self) -> None:
-        self._calls = self.at[1] = 0
-        self._parcels, self._value = None, NO_ITEM
-        self._results = NOTHING if self._row is None else self._row.finish()
-
-    def _save(self, half: int, end: int) -> tuple[int, int]:
-        """Write down what is kept after the entries pushed since the last save -> half and end of the log."""
-        row = self._row
-        if row is None:
-            return half, end
-        entered, row.entered = row.entered or [], []
-        written = half != UNWRITTEN and not self._given and not row.deep
-        self._given, row.deep = 0, False
-        try:
-            if written:
-                for value in entered:
-                    end = self._log.append(end, encode(value))
-                if end <= max(SNAPSHOT, 4 * self._snapshot):
-                    return half, end
-            return self._write_states(half), 0
-        except Exception:
-            return UNWRITTEN, 0
-
-    def _write_states(self, half: int) -> int:
-        """Write the state of the stream into the half that does not count -> which."""
-        assert self._row is not None
-        other = 2 if half == 1 else 1
-        self._snapshot = self._log.write_snapshot(other - 1, encode(self._row.states))
-        return other
-
-
-def _parcel(failure: Failure, path: Path, kind: int) -> Parcel:
-    encoded = encode(failure, path)
-    return Parcel(kind, encoded.nbytes, encoded)
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)[:2000]
-    except Exception:
-        return "<unprintable>"

@@ -2,7 +2,7 @@
 
 ``QFLOW_FAILPOINTS="claimed=kill@3"`` kills each worker the third time it comes to ``claimed``; ``claimed=kill@3#2``
 only participant 2. Their replacements are spared, unless the rule ends in ``!``. The points are the strings that
-the generators of `turn` and `streaming` yield. Off, they cost one look at a dict that is empty.
+the generators of `turn` and `streaming` yield when their board is `watched`. Off, they cost one look at that.
 """
 
 from __future__ import annotations

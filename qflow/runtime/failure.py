@@ -18,8 +18,10 @@ import cloudpickle
 from qflow.errors import QFlowError, RemoteTraceback, StepError, annotate
 from qflow.graph.row import Failed
 from qflow.graph.run import ItemFailure
+from qflow.runtime.board import END, ERROR
 from qflow.runtime.codec import decode, encode
 from qflow.runtime.log import Body, copied
+from qflow.runtime.turn import Parcel
 
 MOST = 64 * 1024  # bytes of a pickled exception, characters of a traceback
 
@@ -51,7 +53,7 @@ class Failure(NamedTuple):
         """The exception to raise in the consumer."""
         error: BaseException = StepError(self.text)
         if self.pickled is not None:
-            with suppress(Exception):  # it came back in the worker, but may need what only that has
+            with suppress(Exception, SystemExit, GeneratorExit):  # it came back in the worker, but may need what only that has
                 error = pickle.loads(self.pickled)
         if self.trace:
             error.__cause__ = RemoteTraceback(self.trace)
@@ -61,12 +63,18 @@ class Failure(NamedTuple):
 def failure_of(failed: Failed, path: tuple[int, ...] | None, pid: int | None) -> Failure:
     """The failure for what user code or the codec has raised."""
     error = failed.error
-    if isinstance(error, ValueError) and "read-only" in _text(error):
+    if isinstance(error, ValueError) and "read-only" in text_of(error):
         error.add_note(
             "qflow: a worker's input arrays are read-only; work on `x.copy()`, or write `y = x * 2` in place of `x *= 2`."
         )
     attempts = max(failed.attempts, error.attempts if isinstance(error, QFlowError) else 1)
     return Failure(_travelling(error), _words(error, failed.step), _trace(error), failed.step, path, failed.what, pid, attempts)
+
+
+def parcel_of(failure: Failure, path: tuple[int, ...], *, last: bool = True) -> Parcel:
+    """A failure ready for a cell."""
+    encoded = encode(failure, path)
+    return Parcel(ERROR | END if last else ERROR, encoded.nbytes, encoded)
 
 
 def bytes_of(value: Any) -> bytes | None:
@@ -111,7 +119,8 @@ def _travelling(error: BaseException) -> bytes | None:
     return file.getvalue()
 
 
-def _text(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
+    """What an exception says, cut; it may not be printable."""
     try:
         return str(error)[:2000]
     except Exception:
@@ -119,7 +128,7 @@ def _text(error: BaseException) -> str:
 
 
 def _words(error: BaseException, step: str) -> str:
-    text = _text(error)
+    text = text_of(error)
     if isinstance(error, SystemExit):
         return f"step {step!r} called sys.exit({text})"
     return text if isinstance(error, QFlowError) else f"{type(error).__name__}: {text}"

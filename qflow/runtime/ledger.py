@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 from qflow.errors import QFlowError, StepTimeout, TransportError, WorkerDied
 from qflow.runtime.board import Board, Phase
 
 STORM = 5  # deaths of one worker with an item in hand, and nothing committed by its step between
+
+HOPELESS = 3  # deaths of workers that were only to say that their step gives up
 
 Call = tuple[int, int]  # the entry's place, and which of its calls of user code
 
@@ -87,14 +89,12 @@ class Decision:
         condemned: calls that are not to be repeated: the kind of error, and the number of deaths.
         suspects: places of items, one of which has killed the worker; they are repeated one at a time.
         given_up: why the step can't go on; empty: it can. ``kind``: of error.
-        left: the worker ended by itself, to be replaced by a fresh one.
     """
 
     condemned: dict[Call, tuple[str, int]] = dataclasses.field(default_factory=dict)
     suspects: frozenset[int] = frozenset()
     given_up: str = ""
     kind: str = "died"
-    left: bool = False
 
 
 class Ledger:
@@ -106,38 +106,37 @@ class Ledger:
         self._openings: Counter[int] = Counter()  # of a member while it built its step
         self._storms: Counter[int] = Counter()  # of a member with an item in hand
         self._verdicts: dict[int, dict[Call, Verdict]] = {}
+        self._hopeless: Counter[int] = Counter()  # of a member that was only to say that its step gives up
         self._last: dict[int, tuple[int, int]] = {}  # member -> its own progress and its step's, at its last death
 
     def judge(
         self,
         board: Board,
         group: int,
-        member: int,
         participants: Sequence[int],
         *,
         stream: bool,
-        overdue: Sequence[Call] = (),
+        overdue: Set[int] = frozenset(),
         blameless: bool = False,
     ) -> Decision:
         """A member of a group died; what its participants were at is taken from their words.
 
         Args:
-            overdue: the calls for which it was killed because their time was up.
-            blameless: it is known that it died of something else.
+            overdue: places of the items for which it was killed because their time was up.
+            blameless: it is known that it ended for another reason.
         """
         ats = [at_of(board, who, stream=stream) for who in participants]
         for who in participants:
             board.at[who][0] = Phase.IDLE
-        if any(at.phase is Phase.LEFT for at in ats):
-            return Decision(left=True)
         if blameless:
             return Decision()
+        member = participants[0]
         self._progressed(board, group, member, participants)
         charged = {at.charged: at for at in ats if at.charged is not None}
         if overdue and any(at.phase is Phase.OPEN for at in ats):
             return Decision(given_up="was not ready in time: its step was still being loaded or built", kind="timeout")
         if overdue:  # by our own hand; of the other calls nobody died
-            return Decision({call: ("timeout", 1) for call in charged if call in overdue})
+            return Decision({call: ("timeout", 1) for call in charged if call[0] in overdue})
         for call in charged:
             self._deaths[group, call] += 1
         if len(charged) == 1:
@@ -170,6 +169,11 @@ class Ledger:
             if self._storms[member] >= max(STORM, self.attempts):
                 return f"died {self._storms[member]} times without a result of its step between"
         return ""
+
+    def hopeless(self, participants: Sequence[int]) -> bool:
+        """Whether another worker is not even to be tried that only says that its step gives up."""
+        self._hopeless[participants[0]] += 1
+        return self._hopeless[participants[0]] > HOPELESS
 
     def orders(self, base: Orders, group: int, name: str, decision: Decision, how: str, more: str, seconds: float = 0) -> Orders:
         """What the replacement is told; ``how`` the worker ended, and what ``more`` is known of it."""

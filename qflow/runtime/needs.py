@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
+import threading
+from collections.abc import Callable
 
 from qflow.errors import ResourceError
 from qflow.runtime.board import Shape
@@ -40,7 +42,15 @@ def check_descriptors(shape: Shape, workers: int, streams: int) -> None:
         )
 
 
-def processes_refused(count: int, error: OSError) -> str:
+def start_thread(name: str, run: Callable[[], object]) -> None:
+    """Start a thread of ours, or say why there is none left."""
+    try:
+        threading.Thread(target=run, name=name, daemon=True).start()
+    except RuntimeError as error:
+        raise ResourceError(f"A thread could not be started: {processes_refused(1, error)}.") from error
+
+
+def processes_refused(count: int, error: Exception) -> str:
     """Why so many processes could not be started, with the limit that stands in the way."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     may = "" if limit == resource.RLIM_INFINITY else f", and this user may have {limit} processes and threads (RLIMIT_NPROC)"

@@ -130,22 +130,12 @@ class Nursery:
         return made, "" if len(made) == count else "this process has no descriptors left for them (RLIMIT_NOFILE)"
 
     def reap(self, pid: int) -> Ending:
-        """How a worker has ended; waits until it has. ChildProcessError: it was another nursery's."""
+        """End a worker and all that it has started -> how it has ended. ChildProcessError: it is no worker of this nursery."""
         with self._talking():
             ending = self._ask("reap", pid)
         if ending is None:
             raise ChildProcessError(f"process {pid} is no worker of this nursery")
         return Ending(*ending)
-
-    def kill(self, pid: int, signum: int = signal.SIGKILL) -> None:
-        """Send a signal to a worker: the nursery is its parent, so the number can be nobody else's."""
-        with self._talking():
-            self._ask("kill", pid, signum)
-
-    def done(self, pids: Sequence[int]) -> None:
-        """Nobody will ask for these workers any more."""
-        with self._talking():
-            self._ask("forget", list(pids))
 
     @contextlib.contextmanager
     def _talking(self) -> Iterator[None]:
@@ -157,7 +147,7 @@ class Nursery:
                 yield
             except BaseException as error:
                 self._dead = True
-                self._socket.close()
+                self._socket.shutdown(socket.SHUT_WR)
                 if isinstance(error, OSError) and not isinstance(error, NurseryDied):
                     raise NurseryDied from error
                 raise
@@ -181,16 +171,18 @@ class Nursery:
         return not self._dead and not self._ended(0)
 
     def _ended(self, seconds: float) -> bool:
+        if self._socket.fileno() < 0:
+            return True
         poll = select.poll()
         poll.register(self._socket, 0)  # a hangup, not the reply that another thread waits for
         return bool(poll.poll(seconds * 1000))
 
     def close(self) -> None:
         """Let it go; its workers go with it."""
-        dead, self._dead = self._dead, True
-        if not dead:
+        self._dead = True
+        with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
-            self._ended(2)
+        self._ended(2)
         self._socket.close()
         if not self._reaped:
             self._reaped = True

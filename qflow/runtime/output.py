@@ -11,13 +11,14 @@ import json
 import logging
 import os
 import sys
+import threading
 import warnings
 from contextlib import suppress
 from typing import Any
 
 RECORD = "\x1e"
 FIELDS = ("name", "levelno", "levelname", "pathname", "lineno", "funcName", "created")
-MOST = 3000  # characters of a logged message: a line up to 4096 bytes is written to a pipe at once
+MOST = 4096  # bytes of a record's line: no more are written to a pipe at once (pipe(7), PIPE_BUF)
 
 
 # ---- in the worker
@@ -31,8 +32,18 @@ class ToParent(logging.Handler):
             text = record.getMessage()
             if record.exc_info:
                 text += "\n" + logging.Formatter().formatException(record.exc_info)
-            fields = {key: getattr(record, key) for key in FIELDS} | {"msg": text[:MOST]}
-            sys.stderr.write(RECORD + json.dumps(fields) + "\n")
+            fields = {key: getattr(record, key) for key in FIELDS}
+            sys.stderr.flush()
+            os.write(2, _line(fields, text))
+
+
+def _line(fields: dict[str, Any], text: str) -> bytes:
+    """A record as one line, its text cut so that it is written at once: workers of a step share a pipe."""
+    while True:
+        line = f"{RECORD}{json.dumps({**fields, 'msg': text}, ensure_ascii=False)}\n".encode(errors="backslashreplace")
+        if len(line) <= MOST or not text:
+            return line
+        text = text[: max(0, len(text) - max(1, (len(line) - MOST) // 4))]
 
 
 def redirect(out: int, err: int) -> None:
@@ -68,19 +79,32 @@ class Forwarder:
     def __init__(self, step: str, out: int, err: int) -> None:
         self.step = step
         self._pending = {out: b"", err: b""}
+        self._reading = threading.Lock()
         self.out, self.err = out, err
         for fd in (out, err):
             os.set_blocking(fd, False)
 
     def forward(self, fd: int) -> bool:
         """Print the whole lines among what lies in a pipe, at most one filling of it -> whether there may be more."""
+        with self._reading:
+            more = self._read(fd)
+            *lines, self._pending[fd] = self._pending[fd].split(b"\n")
+        for line in lines:
+            self._line(fd, line.decode(errors="backslashreplace"))
+        return more
+
+    def drain(self) -> None:
+        """Make room in the pipes, and print nothing yet."""
+        with self._reading:
+            for fd in (self.out, self.err):
+                self._read(fd)
+
+    def _read(self, fd: int) -> bool:
         try:
             data = os.read(fd, 1 << 16)
         except OSError:
             return False
-        *lines, self._pending[fd] = (self._pending[fd] + data).split(b"\n")
-        for line in lines:
-            self._line(fd, line.decode(errors="backslashreplace"))
+        self._pending[fd] += data
         return bool(data)
 
     def flush(self) -> None:

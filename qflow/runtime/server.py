@@ -68,7 +68,6 @@ class Server:
         self._latest: list[int] = []  # the workers of the latest order
         self._ends: list[int] = []  # what shows their ends
         self._living: set[int] = set()  # our workers
-        self._endings: dict[int, tuple[int, int]] = {}  # of workers that are reaped: their numbers may be others' now
         self._lifeline, self._our_end = os.pipe()
         self._main = None if way.start == "spawn" else importlib.import_module(way.worker).main
 
@@ -81,8 +80,6 @@ class Server:
             "made": self._made,
             "undo": self._undo,
             "reap": self._reap,
-            "kill": self._kill,
-            "forget": self._forget,
         }
         while True:
             try:
@@ -117,7 +114,10 @@ class Server:
         """Make workers -> why not."""
         common = b""
         while len(common) < size:
-            common += self.line.recv(1 << 16)
+            part = self.line.recv(1 << 16)
+            if not part:
+                self._leave()
+            common += part
         if self.way.start != "fork":  # there it would finalise what is the parent's
             gc.collect()
         gc.freeze()  # so that collections in the workers do not touch, and thereby copy, the shared pages
@@ -127,7 +127,6 @@ class Server:
                 make = self._spawner(common, stack) if self._main is None else partial(self._copy, self._main, common)
                 for number in numbers:
                     self._ends.append(self._watched(partial(make, number)))
-                    self._living.add(self._latest[-1])
         except OSError as error:
             return processes_refused(len(numbers), error)
         _close(self._held)
@@ -136,15 +135,19 @@ class Server:
     def _watched(self, make: Callable[[int | None], int]) -> int:
         """Make a worker -> a descriptor that is readable once it has ended."""
         if "pidfd" not in self.way.lacking:
-            self._latest.append(make(None))
-            return os.pidfd_open(self._latest[-1])
+            return os.pidfd_open(self._noted(make(None)))
         read, write = os.pipe()
         self._ends.append(read)  # so that the worker closes it
         try:
-            self._latest.append(make(write))
+            self._noted(make(write))
         finally:
             os.close(write)
         return self._ends.pop()
+
+    def _noted(self, pid: int) -> int:
+        self._latest.append(pid)
+        self._living.add(pid)
+        return pid
 
     def _copy(self, main: Callable[[int, list[int], bytes], None], common: bytes, number: int, end: int | None) -> int:
         """A worker that is a copy of the nursery."""
@@ -176,34 +179,24 @@ class Server:
     def _undo(self) -> None:
         """End the workers of the latest order, and drop the descriptors for the next."""
         for pid in self._latest:
-            self._kill(pid, signal.SIGKILL)
             self._reap(pid)
-            self._forget([pid])
         self._latest = []
         _close(self._ends)
         _close(self._held)
 
     def _reap(self, pid: int) -> tuple[int, int] | None:
-        """How a worker ended; None for one that is not ours."""
-        if pid not in self._endings:
-            try:
-                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-            except ChildProcessError:
-                return None
-            _kill_group(pid)  # while it is not waited for, its number is no other's
-            _, status, usage = os.wait4(pid, 0)
-            self._living.discard(pid)
-            self._endings[pid] = status, usage.ru_maxrss * 1024
-        return self._endings[pid]
-
-    def _kill(self, pid: int, signum: int) -> None:
-        if pid not in self._endings:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signum)
-
-    def _forget(self, pids: Sequence[int]) -> None:
-        for pid in pids:
-            self._endings.pop(pid, None)
+        """How a worker ended; None for one that is not ours. One that lives, though nobody hears of it any more, is killed."""
+        if pid not in self._living:
+            return None
+        self._living.discard(pid)
+        os.kill(pid, signal.SIGKILL)  # while it is not waited for, its number is no other's
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:
+            return None
+        _kill_group(pid)
+        _, status, usage = os.wait4(pid, 0)
+        return status, usage.ru_maxrss * 1024
 
 
 def receive(line: socket.socket) -> tuple[bytes, list[int]]:

@@ -34,6 +34,7 @@ class Simulation:
 
     def __init__(self, board: Board, steps: int, rng: random.Random) -> None:
         self.board, self.rng = board, rng
+        board.watched = True
         self.bells = [0] * board.shape.participants
         self.cursors: list[deque[tuple[int, int]]] = [deque([(1, 0)]) for _ in range(steps)]
         self.actors: dict[int, Actor] = {}

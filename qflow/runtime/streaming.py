@@ -29,7 +29,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from qflow.runtime.board import END, KEPT, SHIFT, Board, Words
-from qflow.runtime.turn import Acting, Claim, Putter, Taker, ring_everybody
+from qflow.runtime.turn import Acting, Claim, Parcel, Putter, Taker, ring_everybody
 
 BULK = 16  # of the 64 small entries that may wait
 
@@ -58,14 +58,17 @@ def ended_early(board: Board, edge: int) -> bool:
     return bool(valid_slot(board.job[board.edges[edge + 1].first]).done)
 
 
-def _commit(job: Words, slot: Slot) -> Acting:
+def _commit(board: Board, me: int, slot: Slot) -> Acting:
+    job = board.job[me]
     version = job[0] + 1
     at = 1 + WORDS * (version & 1)
     for number, word in enumerate(slot):
         job[at + number] = word
-    yield "slotted"
+    if board.watched:
+        yield "slotted"
     job[0] = version
-    yield "saved"
+    if board.watched:
+        yield "saved"
 
 
 def stream(board: Board, edge: int, me: int) -> Acting:
@@ -81,7 +84,7 @@ def stream(board: Board, edge: int, me: int) -> Acting:
         yield from _inherit(taker, slot.place)
         yield from taker.seen(slot.place >> SHIFT)
     else:
-        yield from _commit(job, slot)
+        yield from _commit(board, me, slot)
     if putter.edge.total[0]:  # a predecessor has said the end
         return
     place, item, half, end, _ = slot
@@ -90,7 +93,7 @@ def stream(board: Board, edge: int, me: int) -> Acting:
     def commit() -> Acting:
         nonlocal half, end
         half, end = yield ("save", half, end)
-        yield from _commit(job, Slot(place, item, half, end, done))
+        yield from _commit(board, me, Slot(place, item, half, end, done))
         for claim in pushed:
             kept = yield ("release", claim)
             yield from taker.free(claim.cell, claim.place, kept)
@@ -139,7 +142,7 @@ def _give(putter: Putter, item: int) -> Acting:
         if parcel is None:
             return item
         if not putter.published(item)[0]:
-            yield from putter.put(item, parcel._replace(kind=parcel.kind | END))
+            yield from putter.put(item, Parcel(parcel.kind | END, parcel.nbytes, parcel.content))
         item += 1
 
 

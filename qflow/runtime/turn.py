@@ -25,7 +25,7 @@ what is to be done outside, and are resumed with its outcome:
     ("fewer", now, before)   -> the parcel of an error: a predecessor had more results of this item
     ("fill", cell, parcel)   copy the parcel into the cell
     ("release", claim)       the item is finished -> whether a view on its cell is kept
-    "name"                   nothing: a point between two stores, where tests kill
+    "name"                   nothing: a point between two stores, where tests kill; only if the board is ``watched``
 
 A participant that starts on words left by a dead predecessor goes on where that one was (`work`
 looks at hand and job first), which is the whole of recovery. Source: the prototype and its proofs
@@ -45,15 +45,6 @@ from qflow.runtime.board import DATA, END, ERROR, KEPT, LOW, POISON, SHIFT, Boar
 Acting = Generator[Any, Any, Any]
 SWEPT = 256  # cells looked at in one sweep
 ANY = (1 << 44) - 1  # in place of an item: any entry will do
-
-_lock = threading.Lock()
-_acquire, _release = _lock.acquire, _lock.release
-
-
-def fence() -> None:
-    """Let the store before be seen before the load after; an uncontended lock is a full barrier on x86."""
-    if _acquire(False):
-        _release()
 
 
 class Cancelled(BaseException):
@@ -77,26 +68,37 @@ class Claim(NamedTuple):
     cell: int
 
 
-def until(board: Board, ready: Callable[[], Any], word: Words, at: int, mark: int) -> Acting:
-    """Wait until ``ready()``: leave a mark, look once more, sleep. Whoever makes it ready sees the mark and rings."""
-    while not ready():
-        yield "not ready"
-        word[at] = mark
-        fence()
-        if board.cancelled[0]:
-            raise Cancelled
-        if ready():
-            break
-        yield ("wait",)
-    if word[at]:
-        word[at] = 0
-
-
-class Taker:
-    """Takes the entries of an edge, one after another, in order."""
+class Side:
+    """One who puts into an edge or takes from it, and may have to wait for the other side."""
 
     def __init__(self, board: Board, edge: Edge, me: int) -> None:
         self.board, self.edge, self.me = board, edge, me
+        lock = threading.Lock()  # nobody else's: a lock that another thread has is no fence
+        self._acquire, self._release = lock.acquire, lock.release
+
+    def fence(self) -> None:
+        """Let the store before be seen before the load after; to take and release a lock is a full barrier on x86."""
+        self._acquire()
+        self._release()
+
+    def until(self, ready: Callable[[], Any], word: Words, at: int, mark: int) -> Acting:
+        """Wait until ``ready()``: leave a mark, look once more, sleep. Whoever makes it ready sees the mark and rings."""
+        while not ready():
+            if self.board.watched:
+                yield "not ready"
+            word[at] = mark
+            self.fence()
+            if self.board.cancelled[0]:
+                raise Cancelled
+            if ready():
+                break
+            yield ("wait",)
+        if word[at]:
+            word[at] = 0
+
+
+class Taker(Side):
+    """Takes the entries of an edge, one after another, in order."""
 
     def there(self, place: int) -> bool:
         """Whether the entry at a place has been published."""
@@ -107,12 +109,12 @@ class Taker:
     def look(self, place: int) -> Acting:
         """Wait for the entry at a place -> cell << 3 | kind; None when the edge ends before it."""
         edge, item = self.edge, place >> SHIFT
-
-        def ready() -> bool:
-            return self.there(place) or (edge.total[0] != 0 and item >= edge.total[0] - 1)
-
         if not self.there(place):
-            yield from until(self.board, ready, edge.taker_wait, 0, item << 20 | self.me + 1)
+
+            def ready() -> bool:
+                return self.there(place) or (edge.total[0] != 0 and item >= edge.total[0] - 1)
+
+            yield from self.until(ready, edge.taker_wait, 0, item << 20 | self.me + 1)
             if not self.there(place):
                 return None
         return edge.entry[item % edge.window * edge.depth + (place & LOW) % edge.depth]
@@ -122,7 +124,7 @@ class Taker:
         edge = self.edge
         if item > edge.taken[0]:
             edge.taken[0] = item
-            fence()
+            self.fence()
             waits = edge.lane_wait[0]
             if waits and item >= waits >> 20:
                 yield ("ring", (waits & 0xFFFFF) - 1)
@@ -165,18 +167,18 @@ class Taker:
         edge = self.edge
         if edge.cell[cell] == old:
             edge.cell[cell] = new
-            fence()
+            self.fence()
             producer = cell // edge.cells_each
             if edge.cell_wait[producer]:
                 yield ("ring", edge.first + producer)
 
 
-class Putter:
+class Putter(Side):
     """Puts results into an edge: the cells of one producer, and the lanes of its items."""
 
     def __init__(self, board: Board, edge: Edge, producer: int) -> None:
-        self.board, self.edge, self.producer = board, edge, producer
-        self.me = edge.first + producer
+        super().__init__(board, edge, edge.first + producer)
+        self.producer = producer
         self.base, self.first_cell = edge.shape.base[producer], producer * edge.cells_each
         self.first_small = self.first_cell + edge.shape.large
         self._free = list(range(self.first_small - 1, self.first_cell - 1, -1))
@@ -208,26 +210,33 @@ class Putter:
             return self._free_small
         return self._free if self._free and waiting < self.base else None
 
-    def _sweep(self) -> None:
-        """Find the cells that the takers have freed, among the oldest."""
+    def _sweep(self, *, wholly: bool) -> None:
+        """Find the cells that the takers have freed, among the oldest; ``wholly``: also behind one that is in use."""
         words = self.edge.cell
-        for cell in list(islice(self._held, SWEPT)):
+        freed = []
+        for cell in islice(self._held, SWEPT):
             if not 0 < words[cell] < KEPT:
-                self._held_bytes -= self._held.pop(cell)
-                self._kept.add(cell)
+                freed.append(cell)
+            elif not wholly:
+                break
+        for cell in freed:
+            self._held_bytes -= self._held.pop(cell)
+        self._kept.update(freed)
         for cell in [cell for cell in self._kept if words[cell] == 0]:
             self._kept.discard(cell)
             (self._free if cell < self.first_small else self._free_small).append(cell)
 
     def reserve(self, nbytes: int) -> Acting:
         """Wait for a free cell of the own -> its number. Recently freed cells come first: their memory is warm."""
+        if len(self._held) >= self.base:
+            self._sweep(wholly=False)
+        if self._room(nbytes) is None:
 
-        def ready() -> bool:
-            self._sweep()
-            return self._room(nbytes) is not None
+            def ready() -> bool:
+                self._sweep(wholly=True)
+                return self._room(nbytes) is not None
 
-        if self._room(nbytes) is None or len(self._held) >= self.base:
-            yield from until(self.board, ready, self.edge.cell_wait, self.producer, 1)
+            yield from self.until(ready, self.edge.cell_wait, self.producer, 1)
         return (self._room(nbytes) or self._free).pop()
 
     def lane_free(self, item: int) -> Acting:
@@ -235,7 +244,7 @@ class Putter:
         edge = self.edge
         if item >= edge.taken[0] + edge.window:
             enough = item - edge.window + 1 + edge.shape.slack
-            yield from until(self.board, lambda: edge.taken[0] >= enough, edge.lane_wait, 0, enough << 20 | self.me + 1)
+            yield from self.until(lambda: edge.taken[0] >= enough, edge.lane_wait, 0, enough << 20 | self.me + 1)
 
     def publish(self, item: int, kind: int, cell: int, nbytes: int) -> Acting:
         """Add an entry to the item's lane; ``cell`` counts only for DATA and ERROR. The store of ``head`` commits it."""
@@ -245,17 +254,20 @@ class Putter:
             place = item << SHIFT
         if place & LOW >= edge.depth:  # the entry that lies there now must have been taken: its cell no longer bears its tag
             old, mine = place - edge.depth + 1, range(self.first_cell, self.first_cell + edge.cells_each)
-            yield from until(self.board, lambda: all(edge.cell[each] != old for each in mine), edge.cell_wait, self.producer, 1)
+            yield from self.until(lambda: all(edge.cell[each] != old for each in mine), edge.cell_wait, self.producer, 1)
         if kind & (DATA | ERROR):
             edge.cell[cell] = place + 1
             self._held[cell] = nbytes
             self._held_bytes += nbytes
-            yield "tagged"
+            if self.board.watched:
+                yield "tagged"
         edge.entry[lane * edge.depth + (place & LOW) % edge.depth] = cell << 3 | kind
-        yield "written"
+        if self.board.watched:
+            yield "written"
         edge.head[lane] = place + 1
-        fence()
-        yield "committed"
+        self.fence()
+        if self.board.watched:
+            yield "committed"
         waits = edge.taker_wait[0]
         if waits and waits >> 20 in (item, ANY):
             yield ("ring", (waits & 0xFFFFF) - 1)
@@ -264,7 +276,8 @@ class Putter:
         """Reserve, fill, publish."""
         cell = yield from self.reserve(parcel.nbytes)
         yield ("fill", cell, parcel)
-        yield "filled"
+        if self.board.watched:
+            yield "filled"
         yield from self.publish(item, parcel.kind, cell, parcel.nbytes)
 
     def published(self, item: int) -> tuple[bool, int]:
@@ -281,8 +294,9 @@ class Putter:
     def end(self, items: int) -> Acting:
         """Say how many items the edge has, and wake everybody who may wait for that."""
         self.edge.total[0] = items + 1
-        fence()
-        yield "ended"
+        self.fence()
+        if self.board.watched:
+            yield "ended"
         yield from ring_everybody(self.board)
 
 
@@ -309,7 +323,8 @@ def work(board: Board, edge: int, me: int) -> Acting:
 
     def save(place: int) -> Acting:
         hand[1] = place
-        yield "skipped"
+        if board.watched:
+            yield "skipped"
 
     while True:
         if hand[0] == job[0] == job[4]:
@@ -323,7 +338,8 @@ def work(board: Board, edge: int, me: int) -> Acting:
             raise Cancelled
         number = hand[0] - 1
         if job[0] != hand[0]:  # the cursor is in hand and nothing is claimed with it
-            yield "holding"
+            if board.watched:
+                yield "holding"
             yield from taker.seen(hand[1] >> SHIFT)
             yield from putter.lane_free(number)
             found = yield from taker.next_entry(hand[1], save)
@@ -334,9 +350,11 @@ def work(board: Board, edge: int, me: int) -> Acting:
                 return
             entry, job[1], job[2] = found
             job[3] = entry
-            yield "jotted"
+            if board.watched:
+                yield "jotted"
             job[0] = number + 1
-            yield "claimed"
+            if board.watched:
+                yield "claimed"
             fresh = True
         claim = Claim(number, job[1], job[3] & 7, job[3] >> 3)
         yield from taker.seen(job[2] >> SHIFT)
@@ -346,14 +364,16 @@ def work(board: Board, edge: int, me: int) -> Acting:
                 fresh = not ((yield ("passed?",)) or any(other > hand[0] and other != POISON for other in others))
             if fresh:
                 yield ("pass", number + 2, job[2])
-                yield "passed"
+                if board.watched:
+                    yield "passed"
             fresh = False
         finished, skip = putter.published(number)
         if not finished:
             yield from _run(claim, putter, skip)
         kept = yield ("release", claim)
         yield from taker.free(claim.cell, claim.place, kept)
-        yield "released"
+        if board.watched:
+            yield "released"
         job[4] = number + 1
 
 
@@ -379,7 +399,7 @@ def _run(claim: Claim, putter: Putter, skip: int) -> Acting:
 
 
 def feed(board: Board, me: int = 0) -> Acting:
-    """The feeder: every parcel it is given becomes the next item of the first edge; ("result",) -> parcel or None at the end."""
+    """The feeder: every parcel it is given, all of them with END, becomes the next item of the first edge."""
     putter = Putter(board, board.edges[0], me)
     item = 0
     while True:
@@ -387,6 +407,6 @@ def feed(board: Board, me: int = 0) -> Acting:
         parcel = yield ("result",)
         if parcel is None:
             return (yield from putter.end(item))
-        yield from putter.put(item, parcel._replace(kind=parcel.kind | END))
+        yield from putter.put(item, parcel)
         del parcel  # it may be large, and the next one may be long in coming
         item += 1

@@ -8,7 +8,7 @@ The contract that all of this keeps:
   says which step, which item, which worker, with the worker's traceback. The pipe can run again at once.
 - Early stop: back to rest within a second; user code that can't be interrupted is killed after 0.5 s.
 - Death of a worker: a fresh one goes on from its words and repeats the item it had in hand; the output is
-  the same. An item of which workers die twice fails with `WorkerDied`, which names it.
+  the same. An item fails with `WorkerDied`, which names it, when workers die twice of the same call of a step on it.
 - Death of the parent, SIGKILL too: every worker is gone within 2 s, nothing is left behind.
 - Bounds: values alive at any time are at most what the queues and workers of the plan hold.
 
@@ -43,6 +43,7 @@ from qflow.runtime.failure import failure_of
 from qflow.runtime.ledger import Orders
 from qflow.runtime.log import REGIONS, Log
 from qflow.runtime.memory import PAGE, Cells, bytes_needed, mapped, words_of
+from qflow.runtime.stream_desk import StreamDesk
 from qflow.runtime.streaming import stream
 from qflow.runtime.turn import Cancelled, work
 from qflow.runtime.whereabouts import here
@@ -143,7 +144,8 @@ def main(number: int, fds: list[int], common: bytes) -> None:
 
     def desk(me: int) -> Desk:
         inputs, outputs = (Cells(berth.shape.edges[e], berth.strides[e], memory[e - group]) for e in edges)
-        return Desk(board, berth.names, group, me, inputs, outputs, log)
+        own = board, berth.names, group, me, inputs, outputs
+        return Desk(*own) if log is None else StreamDesk(*own, log)
 
     keep = {control.fileno(), fault, *berth.bells, *berth.cursors[group]}
     for fd in fds:
@@ -183,6 +185,7 @@ class Worker:
     def __init__(self, control: socket.socket, desks: list[Desk], bells: Sequence[int], cursor: tuple[int, int]) -> None:
         self.control, self.desks, self.bells, self.cursor = control, desks, bells, cursor
         self._gate = threading.Lock()
+        self._group = b""  # pickled
         self._finished = 0  # items, of which a worker may be fit for some only
         self._leaving = False
         for desk in desks:
@@ -234,13 +237,17 @@ class Worker:
             if start.directory is not None:
                 os.chdir(start.directory)
         output.adopt(start.levels, start.filters)
+        if start.group is not None:
+            self._group = start.group
         for desk in self.desks:
             here.info = desk.info  # for the constructors, too
-            if start.orders.fatal is None and start.group is not None:
-                desk.opened = pickle.loads(start.group).opened()
-            desk.start(start.orders, self._gate)
-            limited = start.orders.fatal is None and desk.opened.options.limited
+            if start.group is not None:
+                desk.group = None
+            if desk.group is None and start.orders.fatal is None:
+                desk.group = pickle.loads(self._group).opened()
+            limited = desk.group is not None and desk.group.options.limited
             desk.between = self._between if limited else None
+            desk.start(start.orders, self._gate)
 
     def _run(self, incarnation: int) -> None:
         """One run of every desk."""
@@ -267,17 +274,17 @@ class Worker:
 
     def _drive(self, desk: Desk, failpoints: Failpoints) -> None:
         """Play what the coordination asks for, to the end of the input."""
+        desk.board.watched = bool(failpoints.rules)
         actions = (stream if desk.streams else work)(desk.board, desk.number, desk.me)
-        effects, meet = desk.effects, failpoints.meet if failpoints.rules else None
+        effects = desk.effects
         desk.unkept = lambda cell: _play(desk.taker.unkeep(cell), effects)
         outcome = None
         try:
             while True:
                 action = actions.send(outcome)
                 if type(action) is str:
+                    failpoints.meet(action)
                     outcome = None
-                    if meet is not None:
-                        meet(action)
                 else:
                     outcome = effects[action[0]](*action[1:])
         except StopIteration:
@@ -286,14 +293,15 @@ class Worker:
     def _between(self) -> None:
         """Between two items: leave, when the step's mark says that this process has done enough."""
         self._finished += 1
-        options = self.desks[0].opened.options
+        assert self.desks[0].group is not None
+        options = self.desks[0].group.options
         enough = options.max_items is not None and self._finished >= options.max_items
         if enough or self._leaving or (options.max_memory is not None and private_memory() > options.max_memory):
             self._leaving = True
             if all(desk.at[0] == Phase.IDLE for desk in self.desks):
                 with contextlib.suppress(Exception):
                     sys.stdout.flush()
-                self.desks[0].at[0] = Phase.LEFT
+                send_message(self.control, ("left", None))
                 os._exit(0)
             threading.Event().wait()  # the last thread that is between two items ends the process
 

@@ -1,0 +1,78 @@
+"""Clock: which calls of user code have lasted too long, from the words of the workers that make them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from qflow.runtime.board import Board, Phase
+
+STALLED = 60.0  # seconds after which a step that gives no result is told of, and again after as many
+SECOND_LOOK = 0.05  # seconds between the two looks at a call whose time is up, in which its stack is written
+
+
+class Running(NamedTuple):
+    """Work of a participant that goes on: on the item at ``place`` since nanoseconds of the monotonic clock."""
+
+    who: int
+    place: int
+    since: int
+
+
+class Due(NamedTuple):
+    """What to do about a participant's work: write down its stack and ``"look"`` again, ``"end"`` it, or ``"tell"`` of it."""
+
+    action: str
+    running: Running
+    seconds: float
+
+
+class Clock:
+    """The clock of one run. ``limits``: of participants with a ``timeout``, in seconds; ``participants``: all workers."""
+
+    def __init__(self, board: Board, participants: range, limits: Mapping[int, float]) -> None:
+        self._board, self._participants, self._limits = board, participants, limits
+        self._looked: set[Running] = set()
+        self._told: dict[int, tuple[int, int]] = {}  # participant -> since when, and how often
+        self._excused: dict[int, int] = {}  # participant -> nanoseconds from which on its time counts
+
+    def excuse(self, who: int) -> None:
+        """It was not the user's code that took so long: its time begins anew."""
+        self._excused[who] = time.monotonic_ns()
+
+    def _running(self) -> Iterator[tuple[Running, float]]:
+        """What goes on, and for how many seconds."""
+        now = time.monotonic_ns()
+        for who in self._participants:
+            state, place, since = self._board.at[who]
+            if state & 7 in (Phase.RUN, Phase.OPEN):
+                yield Running(who, place - 1, since), (now - max(since, self._excused.get(who, 0))) / 1e9
+
+    def wait(self) -> float:
+        """Milliseconds until something may be due."""
+        if self._looked:
+            return 1000 * SECOND_LOOK
+        waits = [STALLED, *self._limits.values()]
+        waits += [self._limits[running.who] - seconds for running, seconds in self._running() if running.who in self._limits]
+        return 1000 * max(0.001, min(waits))
+
+    def due(self) -> list[Due]:
+        """What is to be done now. Work whose time is up is looked at twice, so that one long pause of all harms nobody."""
+        found = []
+        looked, self._looked = self._looked, set()
+        for running, seconds in self._running():
+            since, told = self._told.get(running.who, (0, 0))
+            told = told if since == running.since else 0
+            over = seconds >= self._limits.get(running.who, float("inf"))
+            if not over and seconds < STALLED * (told + 1):
+                continue
+            if running not in looked:
+                self._looked.add(running)
+                found.append(Due("look", running, seconds))
+            elif over:
+                found.append(Due("end", running, seconds))
+            else:
+                self._told[running.who] = running.since, int(seconds // STALLED)
+                found.append(Due("tell", running, seconds))
+        return found

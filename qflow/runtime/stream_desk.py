@@ -1,0 +1,86 @@
+"""Stream desk: a worker of a stream, which writes down what it keeps, so that another one can go on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qflow.graph.row import NO_ITEM, Row
+from qflow.runtime.board import Board
+from qflow.runtime.codec import encode
+from qflow.runtime.desk import Desk
+from qflow.runtime.ledger import Verdict
+from qflow.runtime.log import Log
+from qflow.runtime.turn import Parcel
+
+UNWRITTEN = 3  # in place of a half of the log, 1 or 2: what the stream keeps can't be sent, so nobody can go on from it
+SNAPSHOT = 1 << 26  # bytes of records from which on the state is written anew, when it was less than a quarter of them
+
+
+class StreamDesk(Desk):
+    """A desk that plays the effects of `streaming`, too."""
+
+    streams = True
+
+    def __init__(self, board: Board, names: tuple[str, ...], number: int, me: int, inputs: Any, outputs: Any, log: Log) -> None:
+        super().__init__(board, names, number, me, inputs, outputs)
+        self._log = log
+        self._given = self._snapshot = 0
+        self.effects |= {
+            "restore": self._restore,
+            "finish": self._finish,
+            "save": self._save,
+            "done?": lambda: self._row is not None and self._row.done,
+        }
+
+    def _row_at_start(self) -> Row | None:
+        return None  # it is made when it is restored
+
+    def _result(self) -> Parcel | None:
+        parcel = super()._result()
+        self._given += parcel is not None
+        return parcel
+
+    def _restore(self, half: int, end: int) -> bool:
+        """Build the stream, from what a predecessor has written down if there was one -> whether it needs no more."""
+        states, entered = None, []
+        if half == UNWRITTEN:
+            lost = "died, and what its stream kept was lost with it, because it can't be sent to another process"
+            self.orders = self.orders._replace(fatal=Verdict("died", f"A worker of step {self.name!r} {lost}."))
+        if self.orders.fatal is not None or self.group is None:
+            return False
+        if half or end:
+            states, entered = self._log.snapshot(half - 1) if half else None, [*self._log.records(end)]
+        self._row = Row(self.group.operators, self._watch, states)
+        for value in entered:
+            self._row.enter(value)
+        self._row.entered, self._row.deep = [], False
+        return self._row.done
+
+    def _finish(self) -> None:
+        self._calls = self.at[1] = 0
+        self._value = NO_ITEM
+        self._results = None if self._row is None else self._row.finish()
+
+    def _save(self, half: int, end: int) -> tuple[int, int]:
+        """Write down what is kept after the entries pushed since the last save -> half and end of the log."""
+        row = self._row
+        if row is None:
+            return half, end
+        entered, row.entered = row.entered or [], []
+        written = half != UNWRITTEN and not self._given and not row.deep
+        self._given, row.deep = 0, False
+        try:
+            if written:
+                for value in entered:
+                    end = self._log.append(end, encode(value))
+                if end <= max(SNAPSHOT, 4 * self._snapshot):
+                    return half, end
+            return self._write_states(half, row), 0
+        except Exception:
+            return UNWRITTEN, 0
+
+    def _write_states(self, half: int, row: Row) -> int:
+        """Write the state of the stream into the half that does not count -> which."""
+        other = 2 if half == 1 else 1
+        self._snapshot = self._log.write_snapshot(other - 1, encode(row.states))
+        return other
