@@ -44,7 +44,7 @@ class StepTimeout(StepError):
 
 
 class NondeterministicStep(StepError):
-    """A step that was tried again on an item gave fewer results than before, so that the results would be a mix."""
+    """An iterator that was tried again on an item gave fewer or other results than before, so that they would be a mix."""
 
 
 class TransportError(QFlowError):

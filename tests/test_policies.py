@@ -139,7 +139,7 @@ def test_children_after_which_a_generator_fails_count_and_so_do_those_of_its_nei
 
     with qf.run(qf.process(n=2)(children), range(3), engine=anywhere, on_error="skip") as run:
         assert list(run) == [(x, k) for x in range(3) for k in range(3) if (x, k) != (1, 2)]
-        assert [failure.index for failure in run.failures] == [(1,)]
+        assert [failure.index for failure in run.failures] == [(1, 2)]
 
 
 def test_an_element_that_fails_in_a_pool_is_left_out_of_its_list(anywhere):
@@ -310,7 +310,25 @@ def test_children_that_were_given_do_not_come_again(anywhere):
     assert list(run) == [(x, k) for x in range(5) for k in range(4)]
     with qf.run(qf.process(n=2, retry=1)(Children), range(2), engine=anywhere, on_error="skip") as run:
         assert list(run) == [(0, 0), (0, 1), (1, 0), (1, 1)]
-        assert [(failure.index, failure.attempts) for failure in run.failures] == [((0,), 2), ((1,), 2)]
+        assert [(failure.index, failure.attempts) for failure in run.failures] == [((0, 2), 2), ((1, 2), 2)]
+
+
+def test_other_children_at_the_second_try_are_an_error(anywhere):
+    class Others:
+        tries = 0
+
+        def __call__(self, x):
+            self.tries += 1
+            for k in range(4):
+                if self.tries == 1 and k == 2:
+                    raise OSError
+                yield 10 * self.tries + k
+
+    run = qf.run(qf.process(retry=1)(Others), [0], engine=anywhere)
+    assert [next(run), next(run)] == [10, 11]
+    with pytest.raises(qf.NondeterministicStep, match="other results") as caught:
+        next(run)
+    assert "in step 'Others', item 0.1" in caught.value.__notes__[0]
 
 
 def test_fewer_children_at_the_second_try_are_an_error(anywhere):
@@ -572,13 +590,9 @@ def test_a_worker_that_holds_too_much_memory_is_replaced(mark):
         assert run.stats()[0].recycled in (3, 4)
 
 
-def test_workers_that_are_always_too_large_do_an_item_each():
-    with qf.run(qf.process(n=2, max_memory=1)(pid_and), range(10)) as run:
-        assert [x for _, x in run] == list(range(10))
-        assert run.stats()[0].recycled == 10
-    with qf.run(qf.process(n=2, max_memory=1)(pid_and), []) as run:
-        assert list(run) == []
-        assert run.stats()[0].recycled == 0
+def test_a_bound_on_memory_that_no_worker_keeps_is_an_error_with_numbers():
+    with pytest.raises(qf.ResourceError, match=r"step 'pid_and' holds .*MB before its first item.*max_memory='1 B'"):
+        list(qf.run(qf.process(n=2, max_memory=1)(pid_and), range(10)))
 
 
 # ---- qf.worker()

@@ -129,7 +129,7 @@ def test_children_before_the_failing_one_come_and_the_index_path_tells_which():
 
     values, error = delivered(qf.process(n=2)(children) | qf.process(lambda x: x), [0, 10, 20])
     assert values == [0, 1, 10, 11]
-    assert "item 1 (10)" in error.__notes__[0]
+    assert "item 1.2 (10)" in error.__notes__[0]
     values, error = delivered(qf.process(children) | qf.process(lambda x: 1 // (x - 1)), [0, 5])
     assert values == [-1]
     assert "item 0.1 (1)" in error.__notes__[0]

@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 import pytest
+from scenario import script
 from test_processes import delivered
 
 import qflow as qf
@@ -342,3 +343,49 @@ def test_what_a_forked_copy_of_the_parent_sees_never_changes():
         os.waitpid(pid, 0)
         for fd in (read, write, ready, go):
             os.close(fd)
+
+
+def test_other_children_after_a_death_are_an_error_and_never_a_mix():
+    def others(x):
+        first = qf.worker().attempt == 1
+        yield 10 if first else 20
+        yield 11 if first else 21
+        if first:
+            kill()
+        yield 12
+
+    with qf.run(qf.process(others), [0]) as run:
+        assert [next(run), next(run)] == [10, 11]
+        with pytest.raises(qf.NondeterministicStep, match="other results") as caught:
+            next(run)
+    assert "in step 'others', item 0" in caught.value.__notes__[0]
+
+
+def test_the_same_children_after_a_death_are_no_error():
+    def children(x):
+        for k in range(300):
+            if k in (1, 250) and qf.worker().attempt == 1 + (k > 1):
+                kill()
+            yield np.full(10_000, k), {"k": k}
+
+    found = list(qf.run(qf.process(children), [0, 1]))
+    assert [pair[1]["k"] for pair in found] == [*range(300)] * 2
+    assert all((array == each["k"]).all() for array, each in found)
+
+
+@pytest.mark.parametrize("n", [1, 4, 8])
+def test_a_step_that_never_commits_gives_up_soon(n):
+    done = script(
+        f"""
+        import qflow as qf
+        run = qf.run(qf.process(n={n})(abs), range(20))
+        try:
+            list(run)
+        except qf.WorkerDied as error:
+            print(run.stats()[0].died, error)
+        """,
+        QFLOW_FAILPOINTS="tagged=kill!",
+    )
+    died, _, text = done.stdout.partition(" ")
+    assert text.startswith("A worker of step 'abs' died after"), done
+    assert int(died) <= 5 + (n - 1) + n + 3

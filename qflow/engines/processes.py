@@ -22,7 +22,7 @@ from qflow.errors import GraphError, got
 from qflow.graph.flow import Flow
 from qflow.graph.options import RunOptions
 from qflow.graph.plan import Plan
-from qflow.graph.run import Engine, Run, StepStats, Told
+from qflow.graph.run import Engine, NotYet, Run, StepStats, Told
 from qflow.graph.sizes import count
 from qflow.graph.source import use
 from qflow.runtime import books
@@ -32,7 +32,7 @@ from qflow.runtime.feeder import Feeder
 from qflow.runtime.ledger import Orders
 from qflow.runtime.nursery import STARTS
 from qflow.runtime.shipping import check_handles, pickled
-from qflow.runtime.turn import Cancelled
+from qflow.runtime.turn import Acting, Cancelled
 
 CLOSED = "The run was closed while it was iterated."
 
@@ -96,6 +96,7 @@ class Session:
         self._consumer = Consumer(channels.board, channels.names, channels.leases, ordered=options.ordered, poison=poison)
         self.began = time.perf_counter()
         self._stats: list[StepStats] | None = None
+        self._taking: Acting | None = None  # what is not yet taken at the end of its time
 
     def start(self, payloads: list[bytes], values: Iterator[Any], attempts: int) -> None:
         """Let the workers begin, and the feeder fill."""
@@ -106,17 +107,18 @@ class Session:
 
     # ---- consumer
 
-    def take(self) -> Any:
-        """The next result, or failure, or StopIteration."""
+    def take(self, deadline: float | None) -> Any:
+        """The next result, or failure, or StopIteration; `NotYet` after the deadline."""
         if self.over:
             raise GraphError(self.over)
         with self._consuming:
             if self.over:
                 raise GraphError(self.over)
-            return self._take()
+            return self._take(deadline)
 
-    def _take(self) -> Any:
-        result = self._drive(self._consumer.take())
+    def _take(self, deadline: float | None) -> Any:
+        taking, self._taking = self._taking or self._consumer.take(), None
+        result = self._drive(taking, deadline)
         if result is OVER:
             self._finish()
             raise StopIteration
@@ -124,7 +126,7 @@ class Session:
             self.crew.channels.flush()  # what the worker has printed comes before what it has raised
         return result
 
-    def _drive(self, actions: Any) -> Any:
+    def _drive(self, actions: Acting, deadline: float | None = None) -> Any:
         outcome = None
         try:
             while True:
@@ -134,15 +136,19 @@ class Session:
                         self.crew.channels.ring(action[1])
                     else:
                         self._drive(self._consumer.unkeep())
-                        self._wait()
+                        self._wait(actions, deadline)
         except StopIteration as stop:
             return stop.value
         except Cancelled:
             raise GraphError(CLOSED) from None
 
-    def _wait(self) -> None:
+    def _wait(self, taking: Acting, deadline: float | None) -> None:
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            self._taking = taking
+            raise NotYet
         try:
-            self.crew.wait(None)
+            self.crew.wait(left)
         except OSError:
             if not self.over:
                 raise
@@ -184,6 +190,7 @@ class Session:
             self.crew.end_run()
             self.warm.give(self, usable=usable and not self.crew.broken, linger=linger)
             self.warm.sessions.discard(self)
+            self._taking = None
             vars(self).pop("_consumer", None)  # it holds the memory of the channels
 
     def close(self) -> None:
@@ -235,7 +242,7 @@ class ProcessRun(Run[Any]):
         self._flow = flow  # a flow that nobody else holds keeps its workers as long as its run
 
     def _next(self) -> Any:
-        return self._session.take()
+        return self._session.take(self._deadline)
 
     def close(self) -> None:
         self._over = True

@@ -7,8 +7,10 @@ what the operators' transforms give, piped.
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, final
+from zlib import crc32
 
 from qflow.errors import annotate
 from qflow.graph.flow import Flow
@@ -50,7 +52,7 @@ class SerialRun(Run[Any]):
 
 
 def _results(plan: Plan, values: Iterator[Any]) -> Generator[Result, None, None]:
-    row = Row([operator.opened() for operator in plan.row], Watch(copy=_kept))
+    row = Row([operator.opened() for operator in plan.row], Watch(copy=_kept, digest=_digest))
     number = 0
     while not row.done:
         try:
@@ -78,6 +80,14 @@ def _kept(value: Any) -> Callable[[], Any]:
     except Exception:
         return lambda: _again(value)
     return lambda: _again(copy.deepcopy(kept))
+
+
+def _digest(value: Any, before: int) -> int:
+    """Of a value after others; of one that can't be pickled only that."""
+    try:
+        return crc32(pickle.dumps(value, 5), before)
+    except Exception:
+        return before + 1
 
 
 def _again(value: Any) -> Any:

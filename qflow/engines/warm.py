@@ -66,14 +66,18 @@ class Warm:
             self._changed.notify_all()
 
     def close(self, *, linger: bool = False) -> None:
-        """End the runs and the workers."""
-        with self._changed:
-            self._closed = True
-            crew, self._resting = self._resting, None
+        """End the runs and the workers; interrupted, it goes on where it was when called again."""
+        self._closed = True
         for session in list(self.sessions):
             session.close()
+        with self._changed:
+            crew, self._resting = self._resting, None
         if crew is not None:
-            crew.close(linger=linger)
+            try:
+                crew.close(linger=linger)
+            except BaseException:
+                self._resting = crew
+                raise
 
 
 _warm: dict[int, Warm] = {}
@@ -92,9 +96,10 @@ def warm_of(flow: Flow[Any, Any]) -> Warm:
 
 def release(flow: Flow[Any, Any]) -> None:
     """End the workers of a flow."""
-    warm = _warm.pop(id(flow), None)
+    warm = _warm.get(id(flow))
     if warm is not None:
         warm.close()
+        _warm.pop(id(flow), None)
 
 
 def _collected(key: int, pid: int) -> None:

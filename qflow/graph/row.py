@@ -49,12 +49,14 @@ class Watch:
         enter: called before user code, inside what is caught.
         leave: called after it.
         copy: keeps a value so that the function it returns gives it afresh, for a step that is tried again.
+        digest: of a value and the digest of those before it, to see whether an iterator that is tried again gives the same.
     """
 
     caught: Caught = Exception
     enter: Callable[[], None] | None = None
     leave: Callable[[], None] | None = None
     copy: Callable[[Any], Callable[[], Any]] | None = None
+    digest: Callable[[Any, int], int] | None = None
 
     def call(self, operator: Operator[Any, Any], function: Callable[[Any], Any], value: Any) -> Any:
         """Call a function of an operator."""
@@ -165,7 +167,7 @@ def through_each(operators: Eaches, value: Any, path: Path, watch: Watch, reload
 
     A step with ``retry`` is tried again from this value on; what an iterator has given by then is not given twice.
     """
-    given, current = 0, value
+    given, current = NONE, value
     attempts: dict[int, int] = {}  # of each operator
     if reload is None and watch.copy is not None and any(operator.retry for operator in operators):
         reload = watch.copy(value)
@@ -173,31 +175,39 @@ def through_each(operators: Eaches, value: Any, path: Path, watch: Watch, reload
         problem, given = yield from _try(operators, current, path, watch, given)
         if problem is None:
             return
-        error, operator, at = problem
+        error, operator, at, below = problem
         retry = operator.retry
         attempts[id(operator)] = tried = attempts.get(id(operator), 0) + 1
         if retry is None or tried > retry.times or not isinstance(error, retry.errors):
-            yield path, failed(error, operator, at, tried), not given
+            yield (*path, *below), failed(error, operator, at, tried), not given.number
             return
         time.sleep(retry.wait)
         current = value if reload is None else reload()
 
 
-Problem = tuple[BaseException, Each[Any, Any], Any]
+class Given(NamedTuple):
+    """What an iterator has given by now: how many results, and, where it may be tried again, their digest."""
+
+    number: int = 0
+    digest: int = 0
+
+
+NONE = Given()
+Problem = tuple[BaseException, Each[Any, Any], Any, Path]  # what was raised, by which operator, for what, at which of its results
 
 
 def _try(
-    operators: Eaches, value: Any, path: Path, watch: Watch, given: int
-) -> Generator[Result, None, tuple[Problem | None, int]]:
-    """One try -> the problem, if any, and how many results of an iterator have been given by now."""
+    operators: Eaches, value: Any, path: Path, watch: Watch, given: Given
+) -> Generator[Result, None, tuple[Problem | None, Given]]:
+    """One try -> the problem, if any, and what an iterator has given by now."""
     for number, operator in enumerate(operators):
         try:
             outputs = watch.call(operator, operator.outputs, value)
         except watch.caught as error:
-            return (error, operator, value), given
+            return (error, operator, value, ()), given
         if type(outputs) is not tuple:
-            raised, given = yield from _several(operator, operators[number + 1 :], iter(outputs), path, watch, given)
-            return (None if raised is None else (raised, operator, value)), given
+            raised, at, given = yield from _several(operator, operators[number + 1 :], iter(outputs), path, watch, given)
+            return (None if raised is None else (raised, operator, value, (at,))), given
         if not outputs:
             return None, given
         value = outputs[0]
@@ -206,21 +216,25 @@ def _try(
 
 
 def _several(
-    operator: Each[Any, Any], operators: Eaches, results: Iterator[Any], path: Path, watch: Watch, given: int
-) -> Generator[Result, None, tuple[BaseException | None, int]]:
-    """The results of an iterator, each through the operators after it, but for the first ``given``."""
-    position = 0
+    operator: Each[Any, Any], operators: Eaches, results: Iterator[Any], path: Path, watch: Watch, given: Given
+) -> Generator[Result, None, tuple[BaseException | None, int, Given]]:
+    """The results of an iterator, each through the operators after it, but for those given before -> error, its place, given."""
+    position = digest = 0
+    digested = None if operator.retry is None else watch.digest
     while True:
         try:
             each = watch.call(operator, next, results)
         except StopIteration:
-            return (fewer(position, given) if position < given else None), given
+            return (fewer(position, given.number) if position < given.number else None), position, given
         except watch.caught as error:
-            return error, given
-        if position >= given:
-            given = position + 1
+            return error, position, given
+        digest = 0 if digested is None else digested(each, digest)
+        if position >= given.number:
+            given = Given(position + 1, digest)
             for below, result, _ in through_each(operators, each, (*path, position), watch):
                 yield below, result, False
+        elif position + 1 == given.number and digest != given.digest:
+            return other(), position, given
         position += 1
         del each
 
@@ -229,6 +243,14 @@ def fewer(now: int, before: int) -> NondeterministicStep:
     """The error for results that were given and do not come again."""
     return NondeterministicStep(
         f"The step gave {now} results when it was tried again, but at least {before} before. "
+        "It must give the same results for the same item; let random numbers depend on the item alone."
+    )
+
+
+def other() -> NondeterministicStep:
+    """The error for results that are others than those that were given before."""
+    return NondeterministicStep(
+        "The step gave other results when it was tried again than before, some of which are already given out. "
         "It must give the same results for the same item; let random numbers depend on the item alone."
     )
 

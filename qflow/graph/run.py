@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overload
 
-from qflow.errors import GraphError, got
+from qflow.errors import GraphError, StepTimeout, got
 from qflow.graph.options import MARK_WORDS, RunOptions, options_of
 from qflow.graph.source import check_source, source_length
 
@@ -61,6 +62,10 @@ class Told(NamedTuple):
     failure: ItemFailure
 
 
+class NotYet(Exception):
+    """An engine has no result within the time that `Run.next` gives it."""
+
+
 class Run(ABC, Iterator[B], Generic[B]):
     """The results of one run, one by one, in order; closes itself at the end, on an error and when dropped.
 
@@ -76,11 +81,12 @@ class Run(ABC, Iterator[B], Generic[B]):
         self._length = length
         self._options = options
         self._over = False
+        self._deadline: float | None = None  # of the monotonic clock, for the result that is asked for
         self.failures: list[ItemFailure] = []
 
     @abstractmethod
     def _next(self) -> B | Told:
-        """The next result or failure, or StopIteration at the end."""
+        """The next result or failure, or StopIteration at the end; may raise `NotYet` after ``_deadline``."""
 
     @abstractmethod
     def close(self) -> None:
@@ -95,6 +101,30 @@ class Run(ABC, Iterator[B], Generic[B]):
             raise GraphError("This run is exhausted. Start another one: `for x in pipe(source): ...`.")
         return self
 
+    def next(self, timeout: float | None = None) -> B:
+        """The next result, as ``next(run)`` gives it, but not later than after so many seconds.
+
+        >>> import qflow as qf
+        >>> with qf.run(qf.process(abs), [-1]) as run:
+        ...     run.next(timeout=60)
+        1
+
+        Args:
+            timeout: seconds; None: as long as it takes. The serial engine computes in this thread, and takes its time.
+        Raises:
+            StepTimeout: none came. The run goes on, and the next call may give it; nothing is lost.
+            StopIteration: there are no more.
+        """
+        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0):
+            raise GraphError(f"`timeout` is a number of seconds, but got {got(timeout)}. Write `run.next(timeout=5)`.")
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            return next(self)
+        except NotYet:
+            raise StepTimeout(f"No result came within {timeout:g} seconds. The run goes on: ask again.") from None
+        finally:
+            self._deadline = None
+
     def __next__(self) -> B:
         if self._over:
             raise StopIteration
@@ -104,6 +134,8 @@ class Run(ABC, Iterator[B], Generic[B]):
                 if type(result) is not Told:
                     return cast(B, result)
                 self._note(result.failure)
+        except NotYet:
+            raise
         except BaseException:
             self._over = True
             self.close()

@@ -4,7 +4,7 @@ Every word is a native-aligned 64-bit number with one writer at a time. The word
 (between its producers and the takers of the next step):
 
     head[lane]          item << SHIFT | entries published for it; the store is the commit
-    entry[lane, k]      cell << 3 | kind
+    entry[lane, k]      mark << CELL_BITS + 3 | cell << 3 | kind
     cell[c]             0: free; the tag of the entry it holds; KEPT | w: taker w keeps a view on it
     cell_wait[a]        producer a waits for a cell
     taken               lanes below this are wholly taken
@@ -29,6 +29,9 @@ from qflow.graph.plan import SMALL, Plan
 SHIFT = 28  # 2**36 items of a step, 2**28 results of an item
 LOW = (1 << SHIFT) - 1
 DATA, END, ERROR = 1, 2, 4
+CELL_BITS = 37
+CELL = (1 << CELL_BITS) - 1
+MARK = (1 << 61 - CELL_BITS) - 1
 KEPT = 1 << 63
 POISON = (1 << 64) - 1
 

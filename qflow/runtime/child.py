@@ -18,7 +18,7 @@ import threading
 from typing import NamedTuple
 
 PATIENCE = 2.0  # seconds that a killed process may take to end
-_PDEATHSIG = 1
+_PDEATHSIG, _SUBREAPER = 1, 36  # prctl(2)
 
 
 class Child(NamedTuple):
@@ -75,6 +75,14 @@ def kill(child: Child) -> None:
     """End a worker, and wait until it has."""
     send(child, signal.SIGKILL)
     ended(child, PATIENCE)
+
+
+# ---- in the nursery
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what workers leave behind."""
+    ctypes.CDLL(None).prctl(_SUBREAPER, 1)
 
 
 # ---- in the worker

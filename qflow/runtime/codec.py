@@ -40,6 +40,7 @@ ALIGN = 64
 SCALARS = frozenset({int, float, bool, type(None), complex})
 COUNTS, CHECK = struct.Struct("=6Q"), struct.Struct("=Q")
 DEEP = 4000  # calls; a level of pickle takes up to 3, and a call up to 1 KiB of the stack, which may have 8 MiB
+DIGESTED = 4096  # bytes at each end of a buffer
 MAGIC = 0x71666C77 << 32
 
 Path = tuple[int, ...]
@@ -78,6 +79,15 @@ class Encoded:
             size = _aligned(size) + nbytes
         self.nbytes = size
 
+    def digest(self, before: int = 0) -> int:
+        """Of the item, for two of them to be told apart: its pickle, and both ends of its buffers."""
+        for piece in self.pickled:
+            before = crc32(piece, before)
+        for buffer in self.buffers:
+            raw = memoryview(buffer).cast("B")
+            before = crc32(raw[-DIGESTED:], crc32(raw[:DIGESTED], before))
+        return before
+
     def fill(self, region: memoryview) -> None:
         """Copy it into a cell."""
         at = len(self.head)
@@ -109,6 +119,14 @@ def encode(value: Any, path: Path = (), most: int = sys.maxsize) -> Encoded:
     if encoded.nbytes > most:
         raise TransportError(f"An item of {encoded.nbytes} bytes is larger than a cell can be ({most} bytes). Split it.")
     return encoded
+
+
+def digest(value: Any, before: int) -> int:
+    """Of a value after others, to see whether a step gives the same again; of one that can't be sent only that."""
+    try:
+        return encode(value).digest(before)
+    except TransportError:
+        return before + 1
 
 
 def _encode(value: Any, path: Path) -> Encoded:

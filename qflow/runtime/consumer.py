@@ -10,7 +10,7 @@ from qflow.errors import TransportError, annotate
 from qflow.graph.run import ItemFailure, Told
 from qflow.runtime.board import DATA, END, ERROR, KEPT, LOW, SHIFT, VIEWS, Board
 from qflow.runtime.codec import decode, path_of, poison
-from qflow.runtime.turn import ANY, Acting, Cancelled, Claim, Taker
+from qflow.runtime.turn import ANY, Acting, Cancelled, Claim, Taker, claim_of
 
 OVER: Any = object()  # in place of a result
 
@@ -133,7 +133,7 @@ class Cursor:
         entry, place, self.place = found
         if entry & END:
             yield from self.taker.seen(self.place >> SHIFT)
-        return Claim(place >> SHIFT, place, entry & 7, entry >> 3)
+        return claim_of(place >> SHIFT, place, entry)
 
     def _save(self, place: int) -> Acting:
         self.place = place
@@ -186,7 +186,7 @@ class Loose:
             if entry & END:
                 yield from self._finish(item)
             if entry & (DATA | ERROR):
-                return Claim(item, place, entry & 7, entry >> 3)
+                return claim_of(item, place, entry)
 
     def _finish(self, item: int) -> Acting:
         self._done.add(item)

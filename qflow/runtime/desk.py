@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from qflow.errors import TransportError
+from qflow.errors import NondeterministicStep, TransportError
 from qflow.graph.markers import CLOSE
 from qflow.graph.plan import SMALL, Group
-from qflow.graph.row import NO_ITEM, Caught, Failed, Path, Results, Row, Watch, fewer
-from qflow.runtime.board import DATA, END, ERROR, VIEWS, Board, Phase
-from qflow.runtime.codec import decode, encode, path_of, poison
+from qflow.graph.row import NO_ITEM, Caught, Failed, Path, Results, Row, Watch, fewer, other
+from qflow.runtime.board import DATA, END, ERROR, MARK, VIEWS, Board, Phase
+from qflow.runtime.codec import decode, digest, encode, path_of, poison
 from qflow.runtime.failure import bytes_of, failure_of, parcel_of
 from qflow.runtime.ledger import Orders, Verdict
 from qflow.runtime.log import copied
@@ -66,7 +66,8 @@ class Desk:
         self.effects: dict[str, Callable[..., Any]] = {
             "begin": self._begin,
             "result": self._result,
-            "fewer": self._fewer,
+            "fewer": lambda now, before: self._mixed(fewer(now, before)),
+            "other": lambda: self._mixed(other()),
             "fill": self._fill,
             "release": self._release,
         }
@@ -75,7 +76,7 @@ class Desk:
         """Be ready for a run of the group, which is not looked at when the step is given up."""
         self.orders, self._gate = orders, gate or self._gate
         self._careful = bool(orders.verdicts or orders.suspects or orders.poison)
-        self._watch = Watch(self.caught, self._enter, self._leave, self._copy)
+        self._watch = Watch(self.caught, self._enter, self._leave, self._copy, digest)
         self._row = self._row_at_start()
         self.at[0] = IDLE
 
@@ -220,7 +221,9 @@ class Desk:
             self._leave()
             return self._failure(Failed(error, self.name, None, self._value), path, last=last)
         self.counts[2] += value is not CLOSE
-        return Parcel(DATA | END if last else DATA, encoded.nbytes, encoded)
+        if last:
+            return Parcel(DATA | END, encoded.nbytes, encoded)
+        return Parcel(DATA, encoded.nbytes, encoded, 0 if self.streams else encoded.digest() & MARK or 1)
 
     def _failure(self, failed: Failed, path: Path, *, last: bool, group: int | None = None) -> Parcel:
         failure = failure_of(failed, path, os.getpid())._replace(group=self.number if group is None else group)
@@ -228,8 +231,8 @@ class Desk:
             failure = failure._replace(value=bytes_of(failed.value))
         return parcel_of(failure, path, last=last)
 
-    def _fewer(self, now: int, before: int) -> Parcel:
-        return self._failure(Failed(fewer(now, before), self.name, None, None), self._path, last=True)
+    def _mixed(self, error: NondeterministicStep) -> Parcel:
+        return self._failure(Failed(error, self.name, None, None), self._path, last=True)
 
     def _fill(self, cell: int, parcel: Parcel) -> None:
         if parcel.nbytes > SMALL:  # it may be too large for the memory that there is

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from qflow.errors import QFlowError, StepTimeout, TransportError, WorkerDied
 from qflow.runtime.board import Board, Phase
 
-STORM = 5  # deaths of one worker with an item in hand, and nothing committed by its step between
+STORM = 5  # deaths of a step's workers with items in hand, and nothing committed between; one more for each further worker
 
 HOPELESS = 3  # deaths of workers that were only to say that their step gives up
 
@@ -104,10 +104,11 @@ class Ledger:
         self.attempts = attempts
         self._deaths: Counter[tuple[int, Call]] = Counter()  # of a group's call
         self._openings: Counter[int] = Counter()  # of a member while it built its step
-        self._storms: Counter[int] = Counter()  # of a member with an item in hand
+        self._storms: Counter[int] = Counter()  # of a group's members with an item in hand
         self._verdicts: dict[int, dict[Call, Verdict]] = {}
-        self._hopeless: Counter[int] = Counter()  # of a member that was only to say that its step gives up
-        self._last: dict[int, tuple[int, int]] = {}  # member -> its own progress and its step's, at its last death
+        self._hopeless: Counter[int] = Counter()  # of a group's members that were only to say that their step gives up
+        self._own: dict[int, int] = {}  # member -> its progress at its last death
+        self._step: dict[int, int] = {}  # group -> its progress at the last death in it
 
     def judge(
         self,
@@ -145,35 +146,35 @@ class Ledger:
             if deaths >= self.attempts:
                 return Decision({call: ("load" if at.phase is Phase.LOAD else "died", deaths)})
         suspects = frozenset(place for place, _ in charged) if len(charged) > 1 else frozenset()
-        return Decision(suspects=suspects, given_up=self._given_up(member, ats))
+        members = board.edges[group + 1].shape.producers // len(participants)
+        return Decision(suspects=suspects, given_up=self._given_up(group, member, ats, members))
 
     def _progressed(self, board: Board, group: int, member: int, participants: Sequence[int]) -> None:
         """Forget what a member died of before it claimed something, or its step committed something."""
         out = board.edges[group + 1]
         own = sum(board.job[who][0] for who in participants)
         step = sum(out.head) + sum(sum(board.job[who]) for who in range(out.first, out.first + out.shape.producers))
-        before = self._last.get(member, (-1, -1))
-        self._last[member] = own, step
-        if own != before[0]:
+        if own != self._own.get(member):
             self._openings[member] = 0
-        if step != before[1]:
-            self._storms[member] = 0
+        if step != self._step.get(group):
+            self._storms[group] = 0
+        self._own[member], self._step[group] = own, step
 
-    def _given_up(self, member: int, ats: Sequence[At]) -> str:
+    def _given_up(self, group: int, member: int, ats: Sequence[At], members: int) -> str:
         if any(at.phase is Phase.OPEN for at in ats):
             self._openings[member] += 1
             if self._openings[member] >= self.attempts:
                 return f"died {self._openings[member]} times while it was loaded or built"
         elif any(at.claimed for at in ats):
-            self._storms[member] += 1
-            if self._storms[member] >= max(STORM, self.attempts):
-                return f"died {self._storms[member]} times without a result of its step between"
+            self._storms[group] += 1
+            if self._storms[group] >= max(STORM, self.attempts) + members - 1:  # all may have been killed at once
+                return f"died after {self._storms[group] - 1} others, without a result of the step between"
         return ""
 
-    def hopeless(self, participants: Sequence[int]) -> bool:
+    def hopeless(self, group: int) -> bool:
         """Whether another worker is not even to be tried that only says that its step gives up."""
-        self._hopeless[participants[0]] += 1
-        return self._hopeless[participants[0]] > HOPELESS
+        self._hopeless[group] += 1
+        return self._hopeless[group] > HOPELESS
 
     def orders(self, base: Orders, group: int, name: str, decision: Decision, how: str, more: str, seconds: float = 0) -> Orders:
         """What the replacement is told; ``how`` the worker ended, and what ``more`` is known of it."""

@@ -39,11 +39,12 @@ class ToParent(logging.Handler):
 
 def _line(fields: dict[str, Any], text: str) -> bytes:
     """A record as one line, its text cut so that it is written at once: workers of a step share a pipe."""
+    text = text[:MOST]
     while True:
         line = f"{RECORD}{json.dumps({**fields, 'msg': text}, ensure_ascii=False)}\n".encode(errors="backslashreplace")
         if len(line) <= MOST or not text:
             return line
-        text = text[: max(0, len(text) - max(1, (len(line) - MOST) // 4))]
+        text = text[: len(text) - max(1, (len(line) - MOST) // 6)]  # a character takes up to 6
 
 
 def redirect(out: int, err: int) -> None:

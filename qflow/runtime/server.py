@@ -11,15 +11,18 @@ import gc
 import importlib
 import os
 import pickle
+import select
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from qflow.runtime.child import end_with
+from qflow.runtime.child import adopt_orphans, end_with
 from qflow.runtime.environment import know_lacking
 from qflow.runtime.memory import anonymous
 from qflow.runtime.needs import processes_refused
@@ -44,6 +47,8 @@ def serve(fileno: int, way: tuple[Any, ...]) -> NoReturn:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     _fill_standard_streams()
     know_lacking(Way(*way).lacking)
+    if "prctl" not in Way(*way).lacking:
+        adopt_orphans()
     Server(socket.socket(fileno=fileno), Way(*way)).serve()
 
 
@@ -99,6 +104,7 @@ class Server:
         """End, and with it the workers and what they have started."""
         for pid in self._living:
             _kill_group(pid)
+        _end_children()
         os._exit(0)
 
     def _load(self, modules: Sequence[str]) -> None:
@@ -196,6 +202,8 @@ class Server:
             return None
         _kill_group(pid)
         _, status, usage = os.wait4(pid, 0)
+        if not self._living:  # then no child of ours is anybody's
+            _end_children()
         return status, usage.ru_maxrss * 1024
 
 
@@ -205,6 +213,23 @@ def receive(line: socket.socket) -> tuple[bytes, list[int]]:
     for fd in fds:
         os.set_inheritable(fd, False)
     return data, list(fds)
+
+
+def _end_children() -> None:
+    """End all children: workers, and as a subreaper what those have left in groups of their own."""
+    pause, end = select.poll(), time.monotonic() + 1
+    while time.monotonic() < end:
+        try:
+            children = [int(pid) for pid in Path("/proc/thread-self/children").read_text().split()]
+        except OSError:
+            return
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, os.WNOHANG)
+        if not children:
+            return
+        pause.poll(2)
 
 
 def _kill_group(pid: int) -> None:

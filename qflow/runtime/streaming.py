@@ -29,7 +29,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from qflow.runtime.board import END, KEPT, SHIFT, Board, Words
-from qflow.runtime.turn import Acting, Claim, Parcel, Putter, Taker, ring_everybody
+from qflow.runtime.turn import Acting, Claim, Parcel, Putter, Taker, claim_of, ring_everybody
 
 BULK = 16  # of the 64 small entries that may wait
 
@@ -113,7 +113,7 @@ def stream(board: Board, edge: int, me: int) -> Acting:
         if found is None:
             break
         entry, at, place = found
-        claim = Claim(item, at, entry & 7, entry >> 3)
+        claim = claim_of(item, at, entry)
         viewing = yield ("begin", claim)
         item = yield from _give(putter, item)
         pushed.append(claim)

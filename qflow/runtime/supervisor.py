@@ -191,7 +191,7 @@ class Supervisor:
         """Let another worker go on from the dead one's words; when there is none, the run ends."""
         crew = self.crew
         member.close()
-        if orders.fatal is not None and self.ledger.hopeless(member.participants):  # it can't even say that it gives up
+        if orders.fatal is not None and self.ledger.hopeless(member.group):  # it can't even say that it gives up
             problem: QFlowError | None = orders.fatal.error()
         else:
             problem = self._hire(number, crew.names[member.group])

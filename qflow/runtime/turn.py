@@ -23,6 +23,7 @@ what is to be done outside, and are resumed with its outcome:
     ("begin", claim)         load the input and start the step on it -> whether it has views on its cell
     ("result",)              -> the next parcel of the item at work, or None after the last
     ("fewer", now, before)   -> the parcel of an error: a predecessor had more results of this item
+    ("other",)               -> the same: a predecessor had other results of this item
     ("fill", cell, parcel)   copy the parcel into the cell
     ("release", claim)       the item is finished -> whether a view on its cell is kept
     "name"                   nothing: a point between two stores, where tests kill; only if the board is ``watched``
@@ -40,7 +41,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from qflow.graph.plan import SMALL
-from qflow.runtime.board import DATA, END, ERROR, KEPT, LOW, POISON, SHIFT, Board, Edge, Words
+from qflow.runtime.board import CELL, CELL_BITS, DATA, END, ERROR, KEPT, LOW, POISON, SHIFT, Board, Edge, Words
 
 Acting = Generator[Any, Any, Any]
 SWEPT = 256  # cells looked at in one sweep
@@ -52,11 +53,15 @@ class Cancelled(BaseException):
 
 
 class Parcel(NamedTuple):
-    """A result ready to be copied into a cell: kind (DATA or ERROR; with END when known to be the last), bytes, content."""
+    """A result ready to be copied into a cell: kind (DATA or ERROR; with END when known to be the last), bytes, content.
+
+    ``mark`` tells it from another one that came in its place, at most `board.MARK`; 0: nobody asks.
+    """
 
     kind: int
     nbytes: int
     content: Any = None
+    mark: int = 0
 
 
 class Claim(NamedTuple):
@@ -97,6 +102,11 @@ class Side:
             word[at] = 0
 
 
+def claim_of(number: int, place: int, entry: int) -> Claim:
+    """The claim on an entry."""
+    return Claim(number, place, entry & 7, entry >> 3 & CELL)
+
+
 class Taker(Side):
     """Takes the entries of an edge, one after another, in order."""
 
@@ -107,7 +117,7 @@ class Taker(Side):
         return head > place and head >> SHIFT == item
 
     def look(self, place: int) -> Acting:
-        """Wait for the entry at a place -> cell << 3 | kind; None when the edge ends before it."""
+        """Wait for the entry at a place; None when the edge ends before it."""
         edge, item = self.edge, place >> SHIFT
         if not self.there(place):
 
@@ -246,7 +256,7 @@ class Putter(Side):
             enough = item - edge.window + 1 + edge.shape.slack
             yield from self.until(lambda: edge.taken[0] >= enough, edge.lane_wait, 0, enough << 20 | self.me + 1)
 
-    def publish(self, item: int, kind: int, cell: int, nbytes: int) -> Acting:
+    def publish(self, item: int, kind: int, cell: int, nbytes: int, mark: int = 0) -> Acting:
         """Add an entry to the item's lane; ``cell`` counts only for DATA and ERROR. The store of ``head`` commits it."""
         edge, lane = self.edge, item % self.edge.window
         place = edge.head[lane]
@@ -261,7 +271,7 @@ class Putter(Side):
             self._held_bytes += nbytes
             if self.board.watched:
                 yield "tagged"
-        edge.entry[lane * edge.depth + (place & LOW) % edge.depth] = cell << 3 | kind
+        edge.entry[lane * edge.depth + (place & LOW) % edge.depth] = mark << CELL_BITS + 3 | cell << 3 | kind
         if self.board.watched:
             yield "written"
         edge.head[lane] = place + 1
@@ -278,7 +288,7 @@ class Putter(Side):
         yield ("fill", cell, parcel)
         if self.board.watched:
             yield "filled"
-        yield from self.publish(item, parcel.kind, cell, parcel.nbytes)
+        yield from self.publish(item, parcel.kind, cell, parcel.nbytes, parcel.mark)
 
     def published(self, item: int) -> tuple[bool, int]:
         """What a predecessor has published for an item: whether it finished, and how many results."""
@@ -290,6 +300,13 @@ class Putter(Side):
         if head >> SHIFT < item or not count:
             return False, 0
         return bool(edge.entry[lane * edge.depth + (count - 1) % edge.depth] & END), count
+
+    def differs(self, item: int, number: int, mark: int) -> bool:
+        """Whether a result of an item is known not to be what a predecessor has published in its place."""
+        edge, lane = self.edge, item % self.edge.window
+        if not mark or (edge.head[lane] & LOW) - number > edge.depth:  # written over since
+            return False
+        return edge.entry[lane * edge.depth + number % edge.depth] >> CELL_BITS + 3 not in (0, mark)
 
     def end(self, items: int) -> Acting:
         """Say how many items the edge has, and wake everybody who may wait for that."""
@@ -356,7 +373,7 @@ def work(board: Board, edge: int, me: int) -> Acting:
             if board.watched:
                 yield "claimed"
             fresh = True
-        claim = Claim(number, job[1], job[3] & 7, job[3] >> 3)
+        claim = claim_of(number, job[1], job[3])
         yield from taker.seen(job[2] >> SHIFT)
         if not alone:
             if not fresh:  # a replacement: was the cursor handed on?
@@ -380,7 +397,7 @@ def work(board: Board, edge: int, me: int) -> Acting:
 def _run(claim: Claim, putter: Putter, skip: int) -> Acting:
     """Run the step on a claimed item and publish its results, but for the first ``skip``, which a predecessor has.
 
-    When fewer come than that, what would end the item is an error instead: the results would be a mix.
+    When fewer come than that, or others, what ends the item is an error instead: the results would be a mix.
     """
     yield ("begin", claim)
     given = 0
@@ -389,8 +406,10 @@ def _run(claim: Claim, putter: Putter, skip: int) -> Acting:
         if given < skip and (parcel is None or parcel.kind & (END | ERROR) == END):
             parcel = yield ("fewer", given, skip)
         elif given < skip and not parcel.kind & END:
-            given += 1
-            continue
+            if not putter.differs(claim.number, given, parcel.mark):
+                given += 1
+                continue
+            parcel = yield ("other",)
         if parcel is None:
             return (yield from putter.publish(claim.number, END, 0, 0))
         yield from putter.put(claim.number, parcel)

@@ -33,6 +33,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from qflow.errors import ResourceError
+from qflow.graph import bytesizes
+from qflow.graph.plan import Group
 from qflow.graph.row import Failed
 from qflow.runtime import output
 from qflow.runtime.board import Board, Phase, Shape, words_needed
@@ -247,6 +250,8 @@ class Worker:
                 desk.group = pickle.loads(self._group).opened()
             limited = desk.group is not None and desk.group.options.limited
             desk.between = self._between if limited else None
+            if desk.group is not None:
+                _check_memory(desk.group)
             desk.start(start.orders, self._gate)
 
     def _run(self, incarnation: int) -> None:
@@ -304,6 +309,16 @@ class Worker:
                 send_message(self.control, ("left", None))
                 os._exit(0)
             threading.Event().wait()  # the last thread that is between two items ends the process
+
+
+def _check_memory(group: Group) -> None:
+    """Refuse a bound on memory that a fresh worker already exceeds: each of its items would cost a worker."""
+    most, held = group.options.max_memory, private_memory() if group.options.max_memory else 0
+    if most is not None and held > most:
+        raise ResourceError(
+            f"A worker of step {group.name!r} holds {bytesizes.show(held)} before its first item, more than "
+            f"max_memory={bytesizes.show(most)!r} allows. Write at least twice as much, or leave it out."
+        )
 
 
 def _play(actions: Any, effects: dict[str, Any]) -> None:
