@@ -11,14 +11,16 @@ very output that there would have been. What shows a scenario elsewhere:
          test_replay::test_an_item_that_kills_whoever_loads_it_is_charged_to_its_maker (not: a crash of the consumer)
     U10  test_replay::test_a_dead_worker_is_replaced_and_its_item_repeated
     U11  test_policies::test_children_that_were_given_do_not_come_again, test_replay::test_children_that_were_given_come_once
-    U12  test_policies::test_fewer_children_at_the_second_try_are_an_error (other values in the same number are not noticed)
+    U12  test_policies::test_fewer_children_at_the_second_try_are_an_error, ::test_other_children_at_the_second_try_are_an_error,
+         test_replay::test_other_children_after_a_death_are_an_error_and_never_a_mix
     U13  test_processes::test_the_source_is_pulled_no_further_than_queues_and_workers_hold
     U14  test_processes::test_a_failing_source_tells_after_how_many_items
     U15  test_policies::test_a_failure_of_another_run_is_an_ordinary_value
     U16  test_bad_input::test_a_one_shot_generator_run_twice_is_an_error_on_that_line
     U17  test_processes::test_writing_into_an_input_says_how_to_do_it
     U18  test_processes::test_a_step_that_keeps_its_inputs_does_not_stall_and_sees_them_unchanged
-    U19  test_processes::test_a_run_inside_a_step, ::test_a_program_that_a_step_starts_can_be_terminated
+    U19  test_processes::test_a_run_inside_a_step, ::test_a_program_that_a_step_starts_can_be_terminated,
+         test_ends::test_a_program_in_a_session_of_its_own_goes_with_the_last_worker
     U20  test_processes::test_much_printing_does_not_block
     U22  test_processes::test_a_class_that_fails_to_build_says_so,
          test_replay::test_a_constructor_that_kills_its_worker_ends_the_run
@@ -34,7 +36,7 @@ very output that there would have been. What shows a scenario elsewhere:
     C10  test_processes::test_ctrl_c_is_one_keyboard_interrupt_and_a_second_run_works
     C12  test_processes::test_workers_go_when_their_parent_is_killed
     C14  test_processes::test_the_source_is_pulled_no_further_than_queues_and_workers_hold, and C2 below
-    C16  there is no timeout on next
+    C16  test_ends::test_a_result_that_does_not_come_in_time_comes_later
     T2   test_chaos, the slow ones
     T5   there is no fan-in: a flow is a line
 """
@@ -52,6 +54,7 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import socket
 import subprocess
@@ -458,13 +461,18 @@ def test_W5_the_oom_killer_is_named_with_what_the_worker_held(monkeypatch):
     assert "Use fewer workers" in str(failure.error)
 
 
-def test_W6_a_step_that_gives_nothing_for_long_is_told_of_once(monkeypatch, caplog):
-    monkeypatch.setattr("qflow.runtime.supervisor.STALLED", 0.2)
-    step = qf.process(name="slow")(lambda x: time.sleep(0.7 * (x == 1)))
-    assert len(list(qf.run(step, range(3)))) == 3
+def test_W6_a_step_that_gives_nothing_for_long_is_told_of_again_and_again(monkeypatch, caplog):
+    def dozes(x):
+        time.sleep(1.2 * (x == 1))
+
+    monkeypatch.setattr("qflow.runtime.clock.STALLED", 0.25)
+    assert len(list(qf.run(qf.process(dozes), range(3)))) == 3
     stalled = [record.message for record in caplog.records if "has given no result" in record.message]
-    assert len(stalled) == 1
-    assert "Step 'slow' has given no result for 0 seconds (process " in stalled[0]
+    assert 2 <= len(stalled) <= 4
+    for text in stalled:
+        assert re.match(r"Step 'dozes' has given no result for [01] seconds \(process \d+, at item 1 of its input\)\.", text)
+        assert text.count("in dozes") == 1
+        assert "qflow/runtime" not in text
 
 
 def test_W7_a_worker_that_is_stopped_for_a_while_is_not_dead():
