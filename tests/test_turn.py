@@ -240,17 +240,20 @@ def test_a_streams_slot_is_the_old_or_the_new_one_whatever_was_stored():
         assert streaming.valid_slot(torn) == (old if stores < 6 else new)
 
 
-ENTRY = "        edge.entry[lane * edge.depth + (place & LOW) % edge.depth] = cell << 3 | kind"
+ENTRY = "        edge.entry[lane * edge.depth + (place & LOW) % edge.depth] = mark << CELL_BITS + 3 | cell << 3 | kind"
 WRITTEN = '        if self.board.watched:\n            yield "written"\n'
 MUTANTS = {
     "a dead worker's unpublished cells stay taken": ("edge.cell[cell] = tag = 0", "tag = 0"),
     "a replacement repeats what was delivered": ("        elif given < skip and not parcel.kind & END:", "        elif False:"),
     "views of the dead are kept for ever": ("        yield from taker.inherit()\n", ""),
     "views of others are freed": ("if 0 < tag < KEPT and edge.head", "if tag and edge.head"),
-    "the cursor is not handed on": ('yield ("pass", number + 2, job[2])', "pass"),
-    "a replacement hands the cursor on again": ("fresh = not ((yield", "fresh = True or not ((yield"),
-    "a replacement never hands the cursor on": ("fresh = not ((yield", "fresh = False and not ((yield"),
-    "the claim comes after the cursor": ("            job[0] = number + 1\n", "            pass\n"),
+    "the cursor is not handed on": ('yield ("pass", claim.number + 2, job[2])', "pass"),
+    "a replacement hands the cursor on again": ("not (inherited and (yield", "not (False and (yield"),
+    "a replacement never hands the cursor on": (
+        "not (inherited and (yield from _handed_on(board, out, hand[0])))",
+        "not inherited",
+    ),
+    "the claim comes after the cursor": ("    job[0] = hand[0]\n", "    pass\n"),
     "lanes are reused too early": ("item >= edge.taken[0] + edge.window", "False"),
     "the taker is not woken": ("if waits and waits >> 20 in (item, ANY):", "if 0:"),
     "the producer is not woken": ('yield ("ring", edge.first + producer)', "pass"),

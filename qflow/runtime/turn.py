@@ -333,16 +333,10 @@ def work(board: Board, edge: int, me: int) -> Acting:
     putter = Putter(board, out, me - out.first)
     hand, job = board.hand[me], board.job[me]
     alone = out.shape.producers == 1
-    fresh = not hand[0]  # else a predecessor died; its neighbours may wait for a ring it owed
-    if not fresh:
+    inherited = bool(hand[0])  # from a predecessor that died; its neighbours may wait for a ring it owed
+    if inherited:
         yield from ring_everybody(board)
         yield from taker.inherit()
-
-    def save(place: int) -> Acting:
-        hand[1] = place
-        if board.watched:
-            yield "skipped"
-
     while True:
         if hand[0] == job[0] == job[4]:
             if alone:
@@ -350,48 +344,63 @@ def work(board: Board, edge: int, me: int) -> Acting:
                 hand[0] = job[0] + 1
             else:
                 yield ("cursor",)
-            fresh = True
+            inherited = False
         if hand[0] == POISON or board.cancelled[0]:
             raise Cancelled
-        number = hand[0] - 1
         if job[0] != hand[0]:  # the cursor is in hand and nothing is claimed with it
-            if board.watched:
-                yield "holding"
-            yield from taker.seen(hand[1] >> SHIFT)
-            yield from putter.lane_free(number)
-            found = yield from taker.next_entry(hand[1], save)
-            if found is None:
-                yield from putter.end(number)
+            if not (yield from _claim(taker, putter, hand, job)):
+                yield from putter.end(hand[0] - 1)
                 if not alone:
                     yield ("pass", hand[0], hand[1])
                 return
-            entry, job[1], job[2] = found
-            job[3] = entry
-            if board.watched:
-                yield "jotted"
-            job[0] = number + 1
-            if board.watched:
-                yield "claimed"
-            fresh = True
-        claim = claim_of(number, job[1], job[3])
+            inherited = False
+        claim = claim_of(job[0] - 1, job[1], job[3])
         yield from taker.seen(job[2] >> SHIFT)
-        if not alone:
-            if not fresh:  # a replacement: was the cursor handed on?
-                others = (board.hand[who][0] for who in range(out.first, out.first + out.shape.producers))
-                fresh = not ((yield ("passed?",)) or any(other > hand[0] and other != POISON for other in others))
-            if fresh:
-                yield ("pass", number + 2, job[2])
-                if board.watched:
-                    yield "passed"
-            fresh = False
-        finished, skip = putter.published(number)
+        if not alone and not (inherited and (yield from _handed_on(board, out, hand[0]))):
+            yield ("pass", claim.number + 2, job[2])
+            if board.watched:
+                yield "passed"
+        inherited = False
+        finished, skip = putter.published(claim.number)
         if not finished:
             yield from _run(claim, putter, skip)
         kept = yield ("release", claim)
         yield from taker.free(claim.cell, claim.place, kept)
         if board.watched:
             yield "released"
-        job[4] = number + 1
+        job[4] = claim.number + 1
+
+
+def _claim(taker: Taker, putter: Putter, hand: Words, job: Words) -> Acting:
+    """Claim the item that the cursor in hand stands for -> whether there is one."""
+    watched = taker.board.watched
+
+    def save(place: int) -> Acting:
+        hand[1] = place
+        if watched:
+            yield "skipped"
+
+    if watched:
+        yield "holding"
+    yield from taker.seen(hand[1] >> SHIFT)
+    yield from putter.lane_free(hand[0] - 1)
+    found = yield from taker.next_entry(hand[1], save)
+    if found is None:
+        return False
+    entry, job[1], job[2] = found
+    job[3] = entry
+    if watched:
+        yield "jotted"
+    job[0] = hand[0]
+    if watched:
+        yield "claimed"
+    return True
+
+
+def _handed_on(board: Board, out: Edge, held: int) -> Acting:
+    """Whether a predecessor has handed the cursor on that it held: it lies in the pipe, or somebody has had it since."""
+    others = (board.hand[who][0] for who in range(out.first, out.first + out.shape.producers))
+    return (yield ("passed?",)) or any(other > held and other != POISON for other in others)
 
 
 def _run(claim: Claim, putter: Putter, skip: int) -> Acting:
