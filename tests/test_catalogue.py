@@ -520,7 +520,7 @@ def test_W8_workers_that_die_at_once_again_and_again_end_the_run(point, monkeypa
         assert (len(values), error) == (30, None)
     else:
         assert type(error) is qf.WorkerDied
-        assert "without a result of its step between" in str(error)
+        assert "without a result of the step between" in str(error)
     assert time.monotonic() - began < 10
 
 

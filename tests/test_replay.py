@@ -387,5 +387,5 @@ def test_a_step_that_never_commits_gives_up_soon(n):
         QFLOW_FAILPOINTS="tagged=kill!",
     )
     died, _, text = done.stdout.partition(" ")
-    assert text.startswith("A worker of step 'abs' died after"), done
+    assert text.startswith("A worker of step 'abs' died as"), done
     assert int(died) <= 5 + (n - 1) + n + 3

@@ -168,7 +168,7 @@ class Ledger:
         elif any(at.claimed for at in ats):
             self._storms[group] += 1
             if self._storms[group] >= max(STORM, self.attempts) + members - 1:  # all may have been killed at once
-                return f"died after {self._storms[group] - 1} others, without a result of the step between"
+                return f"died as {self._storms[group] - 1} before it, without a result of the step between"
         return ""
 
     def hopeless(self, group: int) -> bool:
