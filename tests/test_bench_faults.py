@@ -131,3 +131,10 @@ def test_what_is_measured_is_loaded_by_nobody_else() -> None:
 def test_a_qflow_that_does_not_work_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qflow.bench.cell.Bench.run", lambda *_: Verdict("hung"))
     assert main(["faults", "--systems", "qflow", "--rows", "value-error"]) == 1
+
+
+def test_the_cost_of_a_message_is_told_for_each_party(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cost", "--rounds", "1"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split()[-3:] == ["feeder", "worker", "consumer"]
+    assert all(float(figure) > 0 for row in rows for figure in row.split()[-3:])

@@ -1,4 +1,4 @@
-"""Command line of the bench: ``python -m qflow.bench faults``, ``python -m qflow.bench payloads``."""
+"""Command line of the bench: ``python -m qflow.bench faults``, ``payloads`` or ``cost``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from qflow.bench.cost import Cost
 from qflow.bench.fault_rows import FAULTS
 from qflow.bench.matrix import Matrix
 from qflow.bench.payload_rows import PAYLOADS
@@ -13,7 +14,7 @@ from qflow.bench.systems import SYSTEMS
 
 _FOR_PAYLOADS = {"torch_as_is", "spdl_arena"}  # they differ from their neighbours in what is sent, not in what breaks
 
-COMMANDS = {
+COMMANDS: dict[str, Matrix | Cost] = {
     "faults": Matrix(
         "Break the same things in qflow and its installed peers; who raises, hangs, loses results or leaves processes?",
         FAULTS,
@@ -24,6 +25,7 @@ COMMANDS = {
         PAYLOADS,
         ["qflow", "torch_as_is", "nodes", "executor", "loky", "mpire", "spdl_subprocess", "spdl_arena", "grain", "pypeln"],
     ),
+    "cost": Cost(),
 }
 
 
