@@ -461,6 +461,43 @@ def test_W5_the_oom_killer_is_named_with_what_the_worker_held(monkeypatch):
     assert "Use fewer workers" in str(failure.error)
 
 
+def test_W5_a_worker_that_the_kernel_ends_for_want_of_memory_says_so():
+    done = script(
+        """
+        import os, sys
+        import qflow as qf
+        from qflow.demo.cap import fork_capped
+
+        limit = fork_capped(400 << 20)
+        if isinstance(limit, int):
+            sys.exit(limit)
+        if "cgroup" not in limit.partition(";")[0]:
+            print("no cgroup")
+            sys.exit()
+
+        def grows(x):
+            held = bytearray(x << 20)
+            held[::4096] = b"x" * len(held[::4096])
+            return x
+
+        with qf.run(qf.process(n=2)(grows), [1, 2, 2000, 3], on_error="skip") as run:
+            print(list(run))
+            print(run.failures[0].index, run.stats()[0].died, run.failures[0].error, flush=True)
+        os._exit(0)  # at its end this copy would wait for the thread that watches the original
+        """
+    )
+    if done.stdout.startswith("no cgroup"):
+        pytest.skip("no memory cgroup can be made here")
+    values, told = done.stdout.splitlines()[:2]
+    assert values == "[1, 2, 3]"
+    assert re.match(
+        r"\(2,\) 2 The item killed its worker 2 times, the last one, which was killed by signal 9 \(SIGKILL\)\.", told
+    )
+    held = re.search(r"OOM killer ended \d+ process\(es\) meanwhile; this one had held (\d+) MB", told)
+    assert held is not None
+    assert 150 < int(held[1]) < 450
+
+
 def test_W6_a_step_that_gives_nothing_for_long_is_told_of_again_and_again(monkeypatch, caplog):
     def dozes(x):
         time.sleep(1.2 * (x == 1))
