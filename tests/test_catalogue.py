@@ -493,7 +493,7 @@ def test_W5_a_worker_that_the_kernel_ends_for_want_of_memory_says_so():
     assert re.match(
         r"\(2,\) 2 The item killed its worker 2 times, the last one, which was killed by signal 9 \(SIGKILL\)\.", told
     )
-    held = re.search(r"OOM killer ended \d+ process\(es\) meanwhile; this one had held (\d+) MB", told)
+    held = re.search(r"OOM killer ended \d+ process\(es\) meanwhile; this one had held (\d+)MB", told)
     assert held is not None
     assert 150 < int(held[1]) < 450
 
