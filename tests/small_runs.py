@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -91,6 +92,12 @@ def poison(x):
     return x
 
 
+def slow_poison(x):
+    """Others are amid it when one dies of it."""
+    time.sleep(0.02)
+    return poison(x)
+
+
 def part_of_three(x):
     yield x
     yield -x
@@ -141,6 +148,7 @@ class Small(NamedTuple):
     failures: Sequence[type] = ()
     ordered: bool = True
     attempts: int = 2
+    rules: Sequence[str] = ("", "not ready=delay")
 
 
 def serial(flow, source, **rest):
@@ -171,7 +179,8 @@ def alone():
         serial(qf.process(n=2, max_items=3)(add), range(40)),
         serial(qf.process(n=3)(add), range(300)),
         Small(qf.Flow(qf.process(n=2)(poison)), range(20), numbers, **failing),
-        Small(qf.Flow(qf.thread(n=3)(poison)), range(20), numbers, **failing),
+        serial(qf.process(add), range(30), rules=["released=kill@2!"]),
+        Small(qf.Flow(qf.thread(n=3)(slow_poison)), range(20), numbers, **failing),
         Small(qf.Flow(qf.process(n=2)(part_of_three)), range(10), children, **failing),
         Small(qf.Flow(qf.process(two_and_die)), [Moody(1)], [1, -1], [qf.TransportError]),
         Small(qf.Flow(qf.process(fewer)), [1], [0, 1, 2, 3], [qf.NondeterministicStep]),
@@ -207,15 +216,15 @@ def main():
     logging.getLogger("qflow").setLevel(logging.ERROR)  # each death is a warning
     for small in alone():
         with small.flow:
-            run(small, "")
-            run(small, "not ready=delay")
+            for rules in small.rules:
+                run(small, rules)
     for small in under_fire():
         with small.flow:
             run(small, "")
             for point, (action, occurrence) in itertools.product(POINTS, [("delay", 1), ("kill", 1), ("kill", 3)]):
                 run(small, f"{point}={action}@{occurrence}")
-            for point in ("tagged", "released", "slotted"):
-                run(small, f"{point}=kill@2!")
+            for rule in ("tagged=kill@2!", "released=kill@2!", "saved=kill@1!"):
+                run(small, rule)
     print("all the same")
 
 
