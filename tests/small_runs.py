@@ -223,7 +223,7 @@ def main():
             run(small, "")
             for point, (action, occurrence) in itertools.product(POINTS, [("delay", 1), ("kill", 1), ("kill", 3)]):
                 run(small, f"{point}={action}@{occurrence}")
-            for rule in ("tagged=kill@2!", "released=kill@2!", "saved=kill@1!"):
+            for rule in ("tagged=kill@2!", "released=kill@2!", "saved=kill@1!", "slotted=kill@26", "slotted=kill@29"):
                 run(small, rule)
     print("all the same")
 
