@@ -1,8 +1,8 @@
 """Chaos: workers are killed, and stopped for a while, at random times, and the output is what it would have been.
 
-    python tests/chaos.py --seed 7 --seconds 60
+    python tests/chaos.py --seed 7 --seconds 60 [--start spawn] [--large]
 
-A thread sends SIGKILL, or SIGSTOP and later SIGCONT, to random workers at random gaps, while a flow with
+A thread sends SIGKILL, SIGSEGV or SIGABRT, or SIGSTOP and later SIGCONT, to random workers at random gaps, while a flow with
 every kind of step carries items of 0 bytes to half a megabyte, run after run on the same warm pipe. What a
 run gives is compared with the serial engine. Prints one line; the exit code is 1 if an output differs.
 """
@@ -20,6 +20,7 @@ import random
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,12 +31,19 @@ from qflow.engines.processes import Processes
 from qflow.runtime import nursery
 
 SIZES = (0, 70_000, 3, 500_000, 20_000)
+LARGE = 40_000_000
+DEADLY = (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT)
 ITEMS = 60
 
 
 def make(x):
     """Payloads of all sizes, small and large, in one item or none."""
     return {"n": x, "data": np.full(SIZES[x % len(SIZES)], x % 251, np.uint8), "text": "x" * (x % 7)}
+
+
+def make_large(x):
+    """The same, but some payloads are very large."""
+    return {**make(x), "data": np.full(LARGE, x % 251, np.uint8)} if x % 20 == 2 else make(x)
 
 
 def children(item):
@@ -56,7 +64,7 @@ def digest(items):
     ], items[0]["data"]
 
 
-def flow():
+def flow(make=make):
     """Every kind of step in a line."""
     made = qf.process(n=2)(make) | qf.process(n=2)(children) | qf.pack(3)
     return made | qf.pool(n=2)(change) | qf.repack(4) | qf.thread(n=2)(digest) | qf.process(lambda pair: pair) | qf.queue(3)
@@ -109,7 +117,7 @@ class Killer:
             return
         stop = self.rng.random() < 0.3
         if pid in workers():  # the number is still that of a worker, and cannot become another's while we hold it
-            send(fd, signal.SIGSTOP if stop else signal.SIGKILL)
+            send(fd, signal.SIGSTOP if stop else self.rng.choice(DEADLY))
             self.sent["stopped" if stop else "killed"] += 1
         if stop:
             self._stopped[fd] = time.monotonic() + self.rng.expovariate(1 / 0.1)
@@ -130,21 +138,20 @@ def send(fd, signum):
 
 def workers() -> Iterator[int]:
     """The processes that the nursery has made."""
-    shared = nursery._shared["forkserver"].nursery
-    if shared is not None:
+    for made in [*nursery._nurseries]:
         with contextlib.suppress(OSError):
-            pid = shared.pid
+            pid = made.pid
             yield from map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
 
 
-def chaos(seed, seconds, gap=0.02):
+def chaos(seed, seconds, gap=0.02, start="forkserver", make=make):
     """Runs under fire for so many seconds -> what happened, and what differed."""
-    expected = plain(flow()(range(ITEMS), engine="serial"))
+    expected = plain(flow(make)(range(ITEMS), engine="serial"))
     found = collections.Counter()
-    pipe, end = flow(), time.monotonic() + seconds
+    pipe, end = flow(make), time.monotonic() + seconds
     with pipe, Killer(random.Random(seed), gap) as killer:
         while time.monotonic() < end:
-            with pipe(range(ITEMS), engine=Processes(attempts=1000)) as run:
+            with pipe(range(ITEMS), engine=Processes(start=start, attempts=1000)) as run:
                 same = plain(run) == expected
                 found["died"] += sum(stats.died for stats in run.stats())
             found["runs"] += 1
@@ -157,11 +164,14 @@ def main():
     parser.add_argument("--seed", type=int, default=int(os.environ.get("QFLOW_SEED", "0")) or random.randrange(10**6))
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--gap", type=float, default=0.02)
+    parser.add_argument("--start", default="forkserver")
+    parser.add_argument("--large", action="store_true", help="some payloads of 40 MB")
     given = parser.parse_args()
     logging.getLogger("qflow").setLevel(logging.ERROR)  # each death is a warning
+    warnings.simplefilter("ignore", RuntimeWarning)  # start="fork" beside the killer
     faulthandler.dump_traceback_later(given.seconds + 60, exit=True)
     print(f"seed {given.seed}", flush=True)
-    found = chaos(given.seed, given.seconds, given.gap)
+    found = chaos(given.seed, given.seconds, given.gap, given.start, make_large if given.large else make)
     print(", ".join(f"{found[word]} {word}" for word in ("runs", "different", "killed", "stopped", "died")))
     raise SystemExit(found["different"] > 0)
 

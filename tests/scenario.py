@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
+import signal
 import subprocess
 import sys
 import textwrap
@@ -14,15 +16,63 @@ from pathlib import Path
 
 import pytest
 
+UNCLEAN = re.compile("Exception ignored|leaked|resource_tracker")
+LISTENING = "import faulthandler, signal; faulthandler.register(signal.SIGUSR1, all_threads=True); del faulthandler, signal\n"
+
 
 def script(
     text: str, *, within: Sequence[str] = (), timeout: float = 60, **variables: str | None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script to its end, with these variables in its environment (None: without) and by these commands."""
+    """Run a script to its end, with these variables in its environment (None: without) and by these commands.
+
+    One that takes too long is killed when its stacks and its workers' have been printed.
+    """
     changed = {**os.environ, **variables}
     environment = {name: value for name, value in changed.items() if value is not None}
-    command = [*within, sys.executable, "-c", textwrap.dedent(text)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+    command = [*within, sys.executable, "-c", LISTENING + textwrap.dedent(text)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
+        try:
+            out, err = child.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            print(stacks(child.pid))
+            child.kill()
+            print(*child.communicate(), sep="\n")
+            raise
+    assert not UNCLEAN.search(err), err
+    return subprocess.CompletedProcess(command, child.returncode, out, err)
+
+
+def stacks(pid: int) -> str:
+    """The stacks of the workers below a process; its own go to its standard error."""
+    found = []
+    for each in [pid, *descendants(pid)]:
+        with contextlib.suppress(OSError):
+            if listens(each):
+                os.kill(each, signal.SIGUSR1)
+                time.sleep(0.2)  # the handler tells nobody that it is done
+                found += [f"Process {each}:", *(Path(fd).read_text() for fd in faults(each))]
+    return "\n".join(found)
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """All processes below one."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            yield child
+            yield from descendants(child)
+
+
+def listens(pid: int) -> bool:
+    """Whether a process has a handler for SIGUSR1, which would end it otherwise."""
+    (caught,) = re.findall(r"^SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(caught, 16) >> signal.SIGUSR1 - 1 & 1)
+
+
+def faults(pid: int) -> Iterator[str]:
+    """The files into which a worker writes its stack."""
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        if "qflow-stack" in os.readlink(fd) and fd.name.isdigit():
+            yield str(fd)
 
 
 def killed_parent(text: str, lacking: str = "") -> list[int]:

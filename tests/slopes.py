@@ -93,14 +93,14 @@ def slope(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> f
     return float(np.median((y[second] - y[first]) / (x[second] - x[first]))) if len(first) else 0.0
 
 
-def growing(series: Series) -> list[str]:
+def growing(series: Series, enough: float = ENOUGH) -> list[str]:
     """In words, what of a process grows and must not."""
     found = []
     for what in COUNTS:
         (begin, end), a_minute = series.ends(what), series.slope(what)
         if a_minute or end > begin:
             found.append(f"{what} {begin:g} -> {end:g}, {a_minute:+.3g}/min")
-    if series.minutes >= ENOUGH:
+    if series.minutes >= enough:
         (begin, end), a_minute = series.ends("anonymous"), series.slope("anonymous")
         if a_minute >= MOST_SLOPE or end - begin >= MOST_GROWTH * begin:
             found.append(f"memory {begin:.1f} -> {end:.1f} MB, {a_minute:+.3f} MB/min")

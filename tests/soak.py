@@ -1,6 +1,6 @@
 """Soak: one process that runs epochs for a long time, and must not grow, hang or give one wrong output.
 
-    python tests/soak.py --minutes 30 --seed 1 [--json FILE] [--leak cells|fds|threads]
+    python tests/soak.py --minutes 30 --seed 1 [--json FILE] [--leak cells|fds|threads|memory]
 
 What each epoch is, the seed decides: which flow, one that stays warm or one made anew, and whether it completes,
 is broken off, fails, skips, loses workers, is forked, or has its results kept. Every 5 s it comes to rest and samples
@@ -34,7 +34,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 import numpy as np
-from slopes import Sample, Series, growing, sample, table
+from slopes import ENOUGH, Sample, Series, growing, sample, table
 from toolz import partition, partition_all
 
 import qflow as qf
@@ -47,7 +47,7 @@ EVERY = 5.0  # seconds between samples
 HUNG = 120.0  # seconds after which an epoch is one that hangs
 PATIENCE = 3.0  # seconds that what is on its way out has, before a sample
 MOST_KEPT, MOST_BYTES = 4, 600_000  # of results that are kept beyond a sample, so that their memory hides no slope
-LEAKS = ("cells", "fds", "threads")
+LEAKS = ("cells", "fds", "threads", "memory")
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of glibc's malloc.h
 MISSING = object()
 
@@ -278,6 +278,8 @@ class Soak:
             flow.flow.close()
         if self.leak == "fds":
             self.leaked.append(os.open(os.devnull, os.O_RDONLY))
+        if self.leak == "memory":
+            self.leaked.append(np.ones(1 << 17))
         if self.leak == "threads":
             threading.Thread(target=threading.Event().wait, daemon=True).start()
 
@@ -354,7 +356,7 @@ class Soak:
             found.setdefault((name, pid), Series(name, pid, [])).samples.append(Sample(*numbers))
         return [*found.values()]
 
-    def report(self, everyone: list[Series]) -> bool:
+    def report(self, everyone: list[Series], enough: float) -> bool:
         """Print what was seen -> whether all is well. Who lived for less than half of the soak is not judged."""
         minutes = max(series.minutes for series in everyone)
         rows = [series for series in everyone if series.minutes >= minutes / 2]
@@ -362,7 +364,7 @@ class Soak:
         print("next() took, ms:", ", ".join(f"<{2**power}: {count}" for power, count in sorted(self.gaps.items())))
         print(table(rows))
         print(f"{len(everyone) - len(rows)} processes lived for less than half of the soak.")
-        bad = [f"{series.name} ({series.pid}): {what}" for series in rows for what in growing(series)]
+        bad = [f"{series.name} ({series.pid}): {what}" for series in rows for what in growing(series, enough)]
         for line in [*self.wrong, *bad]:
             print(f"FAILED: {line}")
         print("FAILED" if self.wrong or bad else "passed")
@@ -595,6 +597,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="a file for all samples")
     parser.add_argument("--leak", choices=LEAKS)
+    parser.add_argument("--enough", type=float, default=ENOUGH, help="minutes from which on memory is judged")
     options = parser.parse_args()
     faulthandler.register(signal.SIGUSR1)
     warnings.simplefilter("ignore", RuntimeWarning)  # start="fork" beside threads
@@ -603,7 +606,7 @@ def main() -> int:
     soak = Soak(options.seed, options.leak)
     soak.run(options.minutes)
     everyone = soak.series()
-    passed = soak.report(everyone)
+    passed = soak.report(everyone, options.enough)
     if options.json:
         options.json.write_text(json.dumps(soak.as_json(everyone)))
     return 0 if passed else 1

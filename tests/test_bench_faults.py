@@ -14,6 +14,7 @@ import pytest
 from qflow.bench import table
 from qflow.bench.__main__ import main
 from qflow.bench.cell import Bench, Patience
+from qflow.bench.fault_rows import FAULTS
 from qflow.bench.matrix import measure
 from qflow.bench.rows import ROWS
 from qflow.bench.systems import SYSTEMS
@@ -75,6 +76,15 @@ def test_qflow_neither_hangs_nor_loses_nor_leaves_anything(tmp_path: Path, capsy
     assert main(["faults", "--systems", "qflow", "--rows", ROWS_OF_QFLOW, "--json", str(details)]) == 0
     assert capsys.readouterr().out.startswith(" ")
     assert [cell["row"] for cell in json.loads(details.read_text())["cells"]] == ROWS_OF_QFLOW.split(",")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTS)
+def test_qflow_is_green_in_every_row(name: str) -> None:
+    verdict = Bench().run("qflow", name)
+    assert not verdict.bad, verdict
+    if FAULTS[name].survivable or name in ("none", "returns-none", "small-shm", "few-descriptors"):
+        assert verdict.kind == "ok", verdict
 
 
 def test_an_interrupted_bench_leaves_nothing(tmp_path: Path) -> None:

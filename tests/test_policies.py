@@ -591,7 +591,7 @@ def test_a_worker_that_holds_too_much_memory_is_replaced(mark):
 
 
 def test_a_bound_on_memory_that_no_worker_keeps_is_an_error_with_numbers():
-    with pytest.raises(qf.ResourceError, match=r"step 'pid_and' holds .*MB before its first item.*max_memory='1 B'"):
+    with pytest.raises(qf.ResourceError, match=r"step 'pid_and' holds .*MB before its first item.*max_memory='1B'"):
         list(qf.run(qf.process(n=2, max_memory=1)(pid_and), range(10)))
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import mmap
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -147,3 +149,14 @@ def test_a_leak_in_the_soak_is_seen(leak, seen):
     done = soak("--seed", "3", "--leak", leak)
     assert done.returncode == 1
     assert f": {seen} " in done.stdout.partition("FAILED")[2], done.stdout
+
+
+@pytest.mark.slow
+def test_a_leak_of_memory_is_seen(tmp_path):
+    """1 MiB an epoch: found, and as large as it is, which warming up within a minute is not."""
+    done = soak("--seed", "3", "--leak", "memory", "--enough", "0.5", "--json", str(tmp_path / "soak.json"))
+    assert done.returncode == 1
+    (slope,) = re.findall(r"FAILED: soak \(\d+\): memory .* \+([\d.]+) MB/min", done.stdout)
+    seen = json.loads((tmp_path / "soak.json").read_text())
+    minutes = seen["series"][0]["samples"][-1]["minute"]
+    assert 0.6 < float(slope) / (seen["seen"]["epochs"] / minutes) < 1.6

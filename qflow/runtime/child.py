@@ -15,6 +15,7 @@ import select
 import signal
 import socket
 import threading
+from pathlib import Path
 from typing import NamedTuple
 
 PATIENCE = 2.0  # seconds that a killed process may take to end
@@ -69,6 +70,13 @@ def send(child: Child, signum: int) -> None:
         if not ended(child, 0):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child.pid, signum)
+
+
+def stopped(child: Child) -> bool:
+    """Whether somebody has stopped a worker, as SIGSTOP does."""
+    with contextlib.suppress(OSError, IndexError):
+        return Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    return False
 
 
 def kill(child: Child) -> None:

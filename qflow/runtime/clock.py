@@ -1,4 +1,4 @@
-"""Clock: which calls of user code have lasted too long, from the words of the workers that make them."""
+"""Clock: what user code takes too long, from the words of the workers that run it: its calls, loading and sending of items."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NamedTuple
 from qflow.runtime.board import Board, Phase
 
 STALLED = 60.0  # seconds after which a step that gives no result is told of, and again after as many
+PAUSE = 10**9  # nanoseconds too late for a look that mean that the machine was paused, and so everybody's time begins anew
 SECOND_LOOK = 0.05  # seconds between the two looks at a call whose time is up, in which its stack is written
 
 
@@ -34,6 +35,7 @@ class Clock:
     def __init__(self, board: Board, participants: range, limits: Mapping[int, float]) -> None:
         self._board, self._participants, self._limits = board, participants, limits
         self._looked: set[Running] = set()
+        self._expected, self._awake = time.monotonic_ns(), 0
         self._told: dict[int, tuple[int, int]] = {}  # participant -> since when, and how often
         self._excused: dict[int, int] = {}  # participant -> nanoseconds from which on its time counts
 
@@ -46,20 +48,22 @@ class Clock:
         now = time.monotonic_ns()
         for who in self._participants:
             state, place, since = self._board.at[who]
-            if state & 7 in (Phase.RUN, Phase.OPEN):
-                yield Running(who, place - 1, since), (now - max(since, self._excused.get(who, 0))) / 1e9
+            if state & 7 != Phase.IDLE:
+                yield Running(who, place - 1, since), (now - max(since, self._excused.get(who, 0), self._awake)) / 1e9
 
     def wait(self) -> float:
         """Milliseconds until something may be due."""
-        if self._looked:
-            return 1000 * SECOND_LOOK
-        waits = [STALLED, *self._limits.values()]
-        waits += [self._limits[running.who] - seconds for running, seconds in self._running() if running.who in self._limits]
-        return 1000 * max(0.001, min(waits))
+        left = [self._limits[running.who] - seconds for running, seconds in self._running() if running.who in self._limits]
+        seconds = SECOND_LOOK if self._looked else max(0.001, min([STALLED, *self._limits.values(), *left]))
+        self._expected = time.monotonic_ns() + int(seconds * 1e9)
+        return 1000 * seconds
 
     def due(self) -> list[Due]:
-        """What is to be done now. Work whose time is up is looked at twice, so that one long pause of all harms nobody."""
+        """What is to be done now. Work whose time is up is looked at twice."""
         found = []
+        now = time.monotonic_ns()
+        if now > self._expected + PAUSE:
+            self._awake = now
         looked, self._looked = self._looked, set()
         for running, seconds in self._running():
             since, told = self._told.get(running.who, (0, 0))

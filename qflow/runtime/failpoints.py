@@ -1,15 +1,19 @@
-"""Failpoints: tests kill, stop or end real workers at named points of the coordination.
+"""Failpoints: tests kill, stop, end or hold up real workers at named points of the coordination.
 
 ``QFLOW_FAILPOINTS="claimed=kill@3"`` kills each worker the third time it comes to ``claimed``; ``claimed=kill@3#2``
-only participant 2. Their replacements are spared, unless the rule ends in ``!``. The points are the strings that
-the generators of `turn` and `streaming` yield when their board is `watched`. Off, they cost one look at that.
+only participant 2; ``claimed=delay@3`` holds each up for a moment, from the third time on. Replacements are spared,
+unless the rule ends in ``!``. The points are the strings that the generators of `turn` and `streaming` yield when
+their board is `watched`. Off, they cost one look at that.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import NamedTuple
+
+DELAY = 0.005  # seconds
 
 
 class Rule(NamedTuple):
@@ -51,7 +55,9 @@ class Failpoints:
             return
         action, occurrence, _, _ = self.rules[point]
         self._met[point] = self._met.get(point, 0) + 1
-        if self._met[point] == occurrence:
+        if action == "delay" and self._met[point] >= occurrence:
+            time.sleep(DELAY)
+        elif self._met[point] == occurrence:
             if action == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             elif action == "stop":

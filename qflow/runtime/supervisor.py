@@ -21,7 +21,7 @@ from qflow.errors import InternalError, QFlowError, ResourceError
 from qflow.graph.plan import Group
 from qflow.runtime import postmortem
 from qflow.runtime.board import SHIFT
-from qflow.runtime.child import kill, readable, send
+from qflow.runtime.child import kill, readable, send, stopped
 from qflow.runtime.clock import Clock, Due
 from qflow.runtime.ledger import Ledger, Orders
 from qflow.runtime.needs import start_thread
@@ -46,6 +46,7 @@ class Supervisor:
         self._incarnations: Counter[int] = Counter()
         self._resting: set[int] = set()
         self._left: set[int] = set()  # members that ended by themselves, to be replaced by fresh ones
+        self._stopped: set[int] = set()  # members that were found to be stopped when their time was up
         self._overdue: dict[int, set[int]] = {}  # of a member, the places of the items whose time is up
         self._killer = postmortem.Killer()
         self._member_of = {who: number for number, member in crew.members.items() for who in member.participants}
@@ -224,7 +225,7 @@ class Supervisor:
         member = self.crew.members.get(number)
         if member is None:
             return
-        if self.crew.channels.drain(member.group):  # it may have waited for somebody to print what it prints
+        if self._excusable(number, member):
             self._clock.excuse(who)
         elif due.action == "tell":
             self._tell(member, due.seconds, place)
@@ -234,6 +235,15 @@ class Supervisor:
         else:
             self._overdue.setdefault(number, set()).add(place)
             kill(member.child)
+
+    def _excusable(self, number: int, member: Member) -> bool:
+        """Whether it may have been delayed: somebody has stopped it, or it waited for what it prints to be printed."""
+        if stopped(member.child):
+            self._stopped.add(number)
+            return True
+        was_stopped = number in self._stopped
+        self._stopped.discard(number)
+        return was_stopped or self.crew.channels.drain(member.group)
 
     def _tell(self, member: Member, seconds: float, place: int) -> None:
         at = f"at item {place >> SHIFT} of its input" if place >= 0 else "while it was loaded or built"

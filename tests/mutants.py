@@ -1,0 +1,204 @@
+"""Mutants: the coordination with one place changed. Each must be noticed by whoever runs that place.
+
+`test_turn` plays `turn` and the consumer's cursors as plain values, `test_simulated` runs flows in one thread,
+`test_mutants` runs them in real processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import qflow
+
+MODULES = ("turn", "streaming", "consumer", "ledger", "desk", "stream_desk")  # each imports those before it
+
+
+class Mutant(NamedTuple):
+    """A module of the runtime, a text that stands once in it, what stands there instead, and who can't notice it, and why."""
+
+    module: str
+    old: str
+    new: str
+    blind: dict[str, str] = {}
+
+
+ENTRY = "        edge.entry[lane * edge.depth + (place & LOW) % edge.depth] = mark << CELL_BITS + 3 | cell << 3 | kind\n"
+WRITTEN = '        if self.board.watched:\n            yield "written"\n'
+COMMIT = "        yield from _commit(board, me, Slot(place, item, half, end, done))\n"
+RELEASE = """        for claim in pushed:
+            kept = yield ("release", claim)
+            yield from taker.free(claim.cell, claim.place, kept)
+"""
+
+MUTANTS = {
+    "a dead worker's unpublished cells stay taken": Mutant("turn", "edge.cell[cell] = tag = 0", "tag = 0"),
+    "a replacement repeats what was delivered": Mutant(
+        "turn", "        elif given < skip and not parcel.kind & END:", "        elif False:"
+    ),
+    "a verdict counts as given": Mutant(
+        "turn",
+        "elif given < skip and not parcel.kind & END:",
+        "elif given < skip:",
+        {"world": "nobody judges its deaths"},
+    ),
+    "fewer results at the second try are no error": Mutant(
+        "turn",
+        '            parcel = yield ("fewer", given, skip)',
+        "            pass",
+        {"world": "its steps give the same at every try"},
+    ),
+    "views of the dead are kept for ever": Mutant("turn", "        yield from taker.inherit()\n", ""),
+    "views of others are freed": Mutant("turn", "if 0 < tag < KEPT and edge.head", "if tag and edge.head"),
+    "the cursor is not handed on": Mutant("turn", 'yield ("pass", claim.number + 2, job[2])', "pass"),
+    "a replacement hands the cursor on again": Mutant("turn", "not (inherited and (yield", "not (False and (yield"),
+    "a replacement never hands the cursor on": Mutant(
+        "turn", "not (inherited and (yield from _handed_on(board, out, hand[0])))", "not inherited"
+    ),
+    "the claim comes after the cursor": Mutant("turn", "    job[0] = hand[0]\n", "    pass\n"),
+    "lanes are reused too early": Mutant("turn", "item >= edge.taken[0] + edge.window", "False"),
+    "the taker is not woken": Mutant("turn", "if waits and waits >> 20 in (item, ANY):", "if 0:"),
+    "the producer is not woken": Mutant("turn", 'yield ("ring", edge.first + producer)', "pass"),
+    "the window's waiter is not woken": Mutant(
+        "turn",
+        '            if waits and item >= waits >> 20:\n                yield ("ring", (waits & 0xFFFFF) - 1)',
+        "            if 0:\n                yield",
+    ),
+    "nobody hears of the end": Mutant("turn", "        yield from ring_everybody(self.board)\n", ""),
+    "a dead worker's rings are lost": Mutant(
+        "turn", "        yield from ring_everybody(board)\n        yield from taker", "        yield from taker"
+    ),
+    "sleep without a second look": Mutant("turn", "            if ready():\n                break\n", ""),
+    "a lane is written over": Mutant("turn", "if place & LOW >= edge.depth:", "if 0:"),
+    "a finished item is run again": Mutant("turn", "        if not finished:", "        if True:"),
+    "the commit comes before the entry": Mutant(
+        "turn",
+        ENTRY + WRITTEN + "        edge.head[lane] = place + 1\n",
+        "        edge.head[lane] = place + 1\n" + WRITTEN + ENTRY,
+    ),
+    "the cells of entries before the place stay taken": Mutant("streaming", " or 0 < word <= place:", ":"),
+    "cells of later entries are freed": Mutant("streaming", "0 < word <= place:", "0 < word:"),
+    "lanes below the place stay taken": Mutant(
+        "streaming", "        yield from taker.seen(slot.place >> SHIFT)\n    else", "    else"
+    ),
+    "a dead stream's rings are lost": Mutant("streaming", "        yield from ring_everybody(board)\n", ""),
+    "results are given again": Mutant(
+        "streaming",
+        "        if not putter.published(item)[0]:\n            yield from putter.put(item, Parcel",
+        "        if 1:\n            yield from putter.put(item, Parcel",
+    ),
+    "fewer results of a stream are no error": Mutant(
+        "streaming", "        item = yield from _complain(putter, item)", "        pass"
+    ),
+    "the slot counts before it is written": Mutant(
+        "streaming",
+        '        job[at + number] = word\n    if board.watched:\n        yield "slotted"\n    job[0] = version',
+        '        job[0] = version\n        yield "slotted"\n        job[at + number] = word',
+    ),
+    "entries are released before the commit": Mutant("streaming", COMMIT + RELEASE, RELEASE + COMMIT),
+    "skipped lanes are not noted": Mutant(
+        "streaming",
+        "        place = after\n        return commit()",
+        "        place = after\n        return iter(())",
+    ),
+    "the consumer says not what it has taken": Mutant(
+        "consumer", "        if entry & END:\n            yield from self.taker.seen(self.place >> SHIFT)\n", ""
+    ),
+    "without order, a finished item comes again": Mutant("consumer", "if item not in self._done and head", "if head"),
+    "without order, lanes are free too early": Mutant(
+        "consumer", "yield from self.taker.seen(low)", "yield from self.taker.seen(item + 1)"
+    ),
+    "cells under the user's views are freed": Mutant(
+        "consumer",
+        "        yield from self._free(claim, viewing)\n        return value",
+        "        yield from self._free(claim)\n        return value",
+    ),
+    "the user may keep all cells": Mutant("consumer", "in self._leases.held) < VIEWS", "in self._leases.held) < 10**9"),
+    "what the user kept is free in the next run": Mutant(
+        "consumer",
+        "            board.edges[-1].cell[cell] = KEPT | board.shape.participants - 1",
+        "            pass",
+        {"simulated": "each of its runs has memory of its own"},
+    ),
+    "what was taken is not written down": Mutant(
+        "stream_desk", "                    end = self._log.append(end, encode(value))", "                    pass"
+    ),
+    "what is kept is not written down": Mutant(
+        "stream_desk", "encode(row.states)", "encode([(given, None) for given, _ in row.states])"
+    ),
+    "a stream begins anew": Mutant("stream_desk", "        for value in entered:\n            self._row.enter(value)\n", ""),
+    "cells under a step's views are freed": Mutant(
+        "desk", "            else:\n                self._kept.add(cell)", "            else:\n                pass"
+    ),
+    "a step may keep all cells": Mutant("desk", "for kept in self._kept) < VIEWS", "for kept in self._kept) < 10**9"),
+    "what a step gives back stays taken": Mutant("desk", "                self.unkept(cell)", "                pass"),
+    "suspects are repeated together": Mutant(
+        "desk",
+        "        if self.orders.suspects:\n",
+        "        if 0:\n",
+        {"simulated": "each of its acts is over before the next, so that two threads are never amid user code"},
+    ),
+    "a poisonous item is repeated for ever": Mutant("ledger", "if deaths >= self.attempts:", "if False:"),
+    "nobody is charged": Mutant("ledger", "            self._deaths[group, call] += 1\n", "            pass\n"),
+    "a step that goes on is given up": Mutant("ledger", "            self._storms[group] = 0\n", "            pass\n"),
+    "other results at the second try are no error": Mutant(
+        "turn",
+        "            if not putter.differs(claim.number, given, parcel.mark):",
+        "            if True:",
+        {"world": "its steps give the same at every try"},
+    ),
+}
+
+
+def path_of(module: str) -> Path:
+    """Where a module lies."""
+    return Path(qflow.__file__).parent / "runtime" / f"{module}.py"
+
+
+def text(module: str, name: str | None) -> str:
+    """The source of a module under a mutant, or under none."""
+    source = path_of(module).read_text()
+    if name is None or MUTANTS[name].module != module:
+        return source
+    _, old, new, _ = MUTANTS[name]
+    assert source.count(old) == 1, (name, source.count(old))
+    return source.replace(old, new)
+
+
+def runtime(name: str | None) -> dict[str, types.ModuleType]:
+    """All of the coordination made anew, under a mutant or under none."""
+    made = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for module in MODULES:
+            made[module] = types.ModuleType(f"qflow.runtime.{module}")
+            patch.setitem(sys.modules, made[module].__name__, made[module])
+            exec(compile(text(module, name), f"{module}, where {name}", "exec"), vars(made[module]))
+    return made
+
+
+@contextlib.contextmanager
+def patience(seconds: float = 5) -> Iterator[None]:
+    """TimeoutError, again and again, if what follows takes longer: a mutant may turn round in a circle."""
+
+    def interrupt(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def seen_by(who: str) -> list[str]:
+    """The mutants that somebody must notice."""
+    return [name for name, mutant in MUTANTS.items() if who not in mutant.blind]
