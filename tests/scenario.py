@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import select
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +45,42 @@ def assert_gone(pids: Sequence[int], seconds: float = 2) -> None:
     while any(map(lives, pids)) and time.monotonic() < end:
         time.sleep(0.01)  # the end of a process that is nobody's child tells nobody
     assert not [pid for pid in pids if lives(pid)]
+
+
+class Ends:
+    """Processes whose ends are awaited by descriptor, so that the time of the last one is known."""
+
+    def __init__(self, pids: Iterable[int | str]) -> None:
+        self._fds: dict[int, int] = {}
+        for pid in map(int, pids):
+            with contextlib.suppress(ProcessLookupError):
+                self._fds[os.pidfd_open(pid)] = pid
+
+    def last(self, seconds: float = 10) -> float:
+        """Wait for them all -> the time on the monotonic clock."""
+        end = time.monotonic() + seconds
+        try:
+            while self._fds and (left := end - time.monotonic()) > 0:
+                for fd in select.select(self._fds, [], [], left)[0]:
+                    del self._fds[fd]
+                    os.close(fd)
+            assert not self._fds, f"still there after {seconds} s: {list(self._fds.values())}"
+            return time.monotonic()
+        finally:
+            for fd in self._fds:
+                os.close(fd)
+
+
+@contextlib.contextmanager
+def program(text: str, seconds: float = 60, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A script that runs beside the test, which reads its lines; it says where it hangs, and is killed at the end."""
+    watched = f"import faulthandler; faulthandler.dump_traceback_later({seconds}, exit=True)\n" + textwrap.dedent(text)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", watched], **{**pipes, **options}) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
 
 
 def lives(pid: int) -> bool:
