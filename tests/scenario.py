@@ -83,12 +83,17 @@ def program(text: str, seconds: float = 60, **options: Any) -> Iterator[subproce
             child.kill()
 
 
+def state_of(pid: int) -> str:
+    """The kernel's letter: R runs, S waits, T stopped, Z ended but not yet taken note of; empty when there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
 def lives(pid: int) -> bool:
     """Whether a process runs; one that has ended may wait long for the init of a container to take note of it."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    return state_of(pid) not in ("", "Z")
 
 
 def children_of(pid: int) -> set[int]:

@@ -17,7 +17,7 @@ import time
 
 import numpy as np
 import pytest
-from scenario import Ends, program
+from scenario import Ends, program, state_of
 from test_policies import STUCK
 
 import qflow as qf
@@ -134,6 +134,8 @@ def test_what_does_not_end_by_itself_is_ended_within_a_second(case):
         if step in (endless, abs, much):
             for _ in range(10):
                 next(run)
+        while step is stops and not any(state_of(pid) == "T" for pid in workers_of(pipe)):
+            time.sleep(0.001)
         ends = Ends(workers_of(pipe))
         began = time.monotonic()
         run.close()
