@@ -37,8 +37,8 @@ def switches(pids):
 
 def quiet(pids):
     """Once nothing happens any more: the switches of two seconds."""
-    before = {}
-    while before != (before := switches(pids)):
+    before, end = {}, time.monotonic() + SECONDS
+    while before != (before := switches(pids)) and time.monotonic() < end:
         time.sleep(0.1)
     time.sleep(SECONDS)
     after = switches(pids)

@@ -95,7 +95,7 @@ def test_6_a_batch_may_be_larger_than_what_the_queues_hold():
         assert list(pipe(range(200))) == [64, 64, 64, 8]
 
 
-def test_7_a_forked_child_that_ends_gives_no_cell_back(tmp_path):
+def test_7_a_forked_child_that_ends_gives_no_cell_back():
     """Its finalisers run; a cell that they gave back would be overwritten, and a descriptor may be a file by then."""
     pipe = qf.process(lambda x: np.full(50_000, float(x))) | qf.queue(1)
     with pipe, pipe(range(60)) as run:
@@ -103,8 +103,8 @@ def test_7_a_forked_child_that_ends_gives_no_cell_back(tmp_path):
         pid = os.fork()
         if not pid:
             del kept
+            run.close()
             gc.collect()
-            threading._shutdown()
             os._exit(0)
         os.waitpid(pid, 0)
         rest = [float(x[-1]) for x in run]
