@@ -6,13 +6,15 @@ import contextlib
 import os
 import re
 import resource
+import select
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,12 +97,53 @@ def assert_gone(pids: Sequence[int], seconds: float = 2) -> None:
     assert not [pid for pid in pids if lives(pid)]
 
 
+class Ends:
+    """Processes whose ends are awaited by descriptor, so that the time of the last one is known."""
+
+    def __init__(self, pids: Iterable[int | str]) -> None:
+        self._fds: dict[int, int] = {}
+        for pid in map(int, pids):
+            with contextlib.suppress(ProcessLookupError):
+                self._fds[os.pidfd_open(pid)] = pid
+
+    def last(self, seconds: float = 10) -> float:
+        """Wait for them all -> the time on the monotonic clock."""
+        end = time.monotonic() + seconds
+        try:
+            while self._fds and (left := end - time.monotonic()) > 0:
+                for fd in select.select(self._fds, [], [], left)[0]:
+                    del self._fds[fd]
+                    os.close(fd)
+            assert not self._fds, f"still there after {seconds} s: {list(self._fds.values())}"
+            return time.monotonic()
+        finally:
+            for fd in self._fds:
+                os.close(fd)
+
+
+@contextlib.contextmanager
+def program(text: str, seconds: float = 60, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A script that runs beside the test, which reads its lines; it says where it hangs, and is killed at the end."""
+    watched = f"import faulthandler; faulthandler.dump_traceback_later({seconds}, exit=True)\n" + textwrap.dedent(text)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", watched], **{**pipes, **options}) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def state_of(pid: int) -> str:
+    """The kernel's letter: R runs, S waits, T stopped, Z ended but not yet taken note of; empty when there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
 def lives(pid: int) -> bool:
     """Whether a process runs; one that has ended may wait long for the init of a container to take note of it."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    return state_of(pid) not in ("", "Z")
 
 
 def children_of(pid: int) -> set[int]:

@@ -4,7 +4,7 @@ Oracles: the error within a second and then nothing left (the watch over what is
 before the failing one in order and none after it, a message that names the step, item and worker, or the
 very output that there would have been. What shows a scenario elsewhere:
 
-    U1   test_processes::test_the_values_before_a_failure_come_first_then_the_users_exception
+    U1   test_around (the time), test_processes::test_the_values_before_a_failure_come_first_then_the_users_exception
     U2   test_processes::test_what_cannot_travel_as_it_is_becomes_a_step_error; U3, U4, U7, U8, U9 too
     U5   test_processes::test_a_result_that_cannot_be_sent_fails_at_its_item
     U6   test_policies::test_what_cannot_be_loaded_is_a_failure_of_its_maker,
@@ -31,11 +31,15 @@ very output that there would have been. What shows a scenario elsewhere:
     W8   test_replay::test_several_may_die_at_once
     W11  test_replay::test_what_a_stream_keeps_outlives_its_worker
     W14  test_policies::test_a_worker_that_holds_too_much_memory_is_replaced
+    W5   test_oom (what the counts are read from)
+    W6   test_seconds (the time), test_idle (nobody polls)
+    C1, C9, C10, U13, U22, W7  test_seconds: the stated seconds, to the last worker gone
     C3   test_processes::test_two_runs_at_once_have_workers_of_their_own
     C8   test_processes::test_a_forked_copy_of_the_parent_ends_nothing
     C10  test_processes::test_ctrl_c_is_one_keyboard_interrupt_and_a_second_run_works
-    C12  test_processes::test_workers_go_when_their_parent_is_killed
-    C14  test_processes::test_the_source_is_pulled_no_further_than_queues_and_workers_hold, and C2 below
+    C6   test_parents too
+    C12  test_parents: states of the parent x states of the workers
+    C14  test_processes::test_the_source_is_pulled_no_further_than_queues_and_workers_hold, test_idle, and C2 below
     C16  test_ends::test_a_result_that_does_not_come_in_time_comes_later
     T2   test_chaos, the slow ones
     T5   there is no fan-in: a flow is a line
@@ -254,7 +258,7 @@ def test_U13_an_endless_generator_step_is_bounded_and_can_be_left():
         assert [next(run)[0] for _ in range(10)] == list(range(10))
         began = time.monotonic()
         run.close()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 1
 
 
 class BadSource:
@@ -376,7 +380,7 @@ def test_U22_a_constructor_that_hangs_can_be_left():
         run = pipe(range(3))
         began = time.monotonic()
         run.close()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 1
 
 
 def test_U22_a_constructor_that_hangs_is_a_timeout():
@@ -529,7 +533,7 @@ def test_W7_a_stopped_worker_can_be_left():
         os.kill(next(run), signal.SIGSTOP)
         began = time.monotonic()
         run.close()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 1
         assert len(list(pipe(range(3)))) == 3
 
 
@@ -709,7 +713,7 @@ def test_C1_a_run_that_is_left_is_over_within_a_second(how, endless):
     del run
     gc.collect()
     assert [x for _, x in endless(range(4))] == list(range(4))  # waits until the one before is over
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 1
     pulled = settled(source)
     assert pulled <= endless.plan().most_alive() + 4
 
@@ -861,7 +865,7 @@ def test_C10_a_second_ctrl_c_while_it_closes_ends_the_workers_at_once():
     except KeyboardInterrupt:
         began = time.monotonic()
         pipe.close()
-        print(time.monotonic() - began < 3, not [pid for pid in pids if os.path.exists(f"/proc/{pid}")])
+        print(time.monotonic() - began < 1, not [pid for pid in pids if os.path.exists(f"/proc/{pid}")])
     """
     )
     assert (done.returncode, done.stdout.splitlines()[1:], done.stderr) == (0, ["True True"], "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import pytest
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager, KernelManager
 from jupyter_core.utils import ensure_event_loop
+from scenario import Ends
 
 HERE = Path(__file__).parent
 NOTEBOOKS = sorted((HERE.parent / "notebooks").glob("*.ipynb"))
@@ -229,6 +231,54 @@ def test_an_interrupted_cell_leaves_the_pipe_usable(cells: Cells, cell: str) -> 
     assert "KeyboardInterrupt" in said
     assert time.monotonic() - interrupted < 5
     assert cells.run("print(list(pipe([0, 0.1])))").endswith("[0, 0.1]\n")
+
+
+INTERRUPTED = """
+def left(pids, seconds=10):
+    began = time.monotonic()
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < began + seconds:
+        time.sleep(0.005)
+    return time.monotonic() - began
+
+@qf.process(n=2)
+def stuck(number):
+    if number > 5:
+        time.sleep(3600)
+    return os.getpid()
+"""
+
+
+@pytest.mark.slow
+def test_J1_a_cell_interrupted_and_run_again_ten_times_starts_clean(cells: Cells) -> None:
+    cells.run(STEPS + INTERRUPTED)
+    descriptors = []
+    for _ in range(10):
+        said = []
+        for output in cells.outputs(
+            "pids = set()\nfor pid in (stuck | qf.queue(2))(range(100)):\n    pids.add(pid)\n    print('begin')"
+        ):
+            said.append(output)
+            if "".join(said).count("begin") == 6 and "-" not in said:
+                said.append("-")
+                cells.manager.interrupt_kernel()
+        assert said.count("KeyboardInterrupt") == 1
+        assert not [text for text in said if "ignored" in text]
+        assert float(cells.run("print(left(pids))")) < 1  # after its own grace
+        descriptors.append(int(cells.run("print(len(os.listdir('/proc/self/fd')))")))
+    assert descriptors[-1] <= descriptors[1]
+
+
+@pytest.mark.parametrize("state", ["for _ in pipe(range(4)): pass", "run = pipe(Event(n) for n in range(10**9)); next(run)"])
+def test_J4_a_kernel_that_is_killed_leaves_nothing(cells: Cells, state: str) -> None:
+    cells.run(STEPS + state)
+    pids = cells.run(
+        "import qflow.engines.warm as warm\nprint(*[m.child.pid for c in warm._crews() for m in c.members.values()])"
+    ).split()
+    assert len(pids) == 2
+    ends = Ends(pids)
+    killed = time.monotonic()
+    cells.manager.signal_kernel(signal.SIGKILL)
+    assert ends.last() - killed < 1
 
 
 def test_a_kernel_with_warm_workers_ends_when_it_is_told_to(cells: Cells) -> None:
