@@ -302,6 +302,20 @@ def test_a_run_that_is_kept_for_its_counts_holds_no_memory_of_the_channels():
 # ---- what is started and stopped
 
 
+def test_a_nursery_that_dies_when_it_is_asked_is_replaced(monkeypatch):
+    original, hits = nursery.Nursery._order, []
+
+    def order(self, *arguments):
+        if not hits:
+            hits.append(self.pid)
+            os.kill(self.pid, signal.SIGKILL)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(nursery.Nursery, "_order", order)
+    assert list(qf.run(qf.process(n=2)(same), [1, 2])) == [1, 2]
+    assert hits
+
+
 def test_the_nursery_ends_when_its_parent_goes_in_the_middle_of_an_order():
     held = nursery.Nursery()
     try:

@@ -113,7 +113,10 @@ class Crew:
             )
             fds = berth.descriptors()
             common = pickle.dumps(berth.moved({fd: number for number, fd in enumerate(fds)}))
-            children = self._living_nursery().fork(fds, numbers, common, preload)
+            try:
+                children = self._living_nursery().fork(fds, numbers, common, preload)
+            except nursery.NurseryDied:  # meanwhile
+                children = self._living_nursery().fork(fds, numbers, common, preload)
             for number, child, (mine, _), fault in zip(numbers, children, lines, faults, strict=True):
                 self.members[number] = Member(*berth.processes[number], child, mine, fault)
             ours.pop_all()
