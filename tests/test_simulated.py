@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,8 +10,10 @@ import mutants
 import numpy as np
 import plain_steps as steps
 import pytest
+import small_runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_runs import Keeps, Moody, fewer, full, loses, many, other, part_of_three, two_and_die
 
 import qflow as qf
 from qflow.engines import simulated
@@ -151,70 +152,14 @@ def test_a_run_can_be_left_early():
         iter(run)
 
 
-def children_and_death(x):
-    yield x
-    yield -x
-    if x == 7:
-        raise Death
-    yield 2 * x
-
-
-class Moody:
-    """Kills whoever loads it after the first try."""
-
-    def __init__(self, x):
-        self.x = x
-
-    def __reduce__(self):
-        return moody, (self.x,)
-
-
-def moody(x):
-    if qf.worker() is not None and qf.worker().attempt > 1:
-        raise Death
-    return Moody(x)
-
-
-def two_and_death(item):
-    yield item.x
-    yield -item.x
+def death():
     raise Death
 
 
-def fewer(x):
-    yield from range(4 if qf.worker() is None or qf.worker().attempt == 1 else 2)
-    raise Death
-
-
-def other(x):
-    yield from ("ab" if qf.worker() is None or qf.worker().attempt == 1 else "cd")
-    raise Death
-
-
-def loses(x):
-    """A filter whose worker dies of the third, and which at the second try lets nothing pass."""
-    if qf.worker().attempt == 1 and x == [3]:
-        raise Death
-    return qf.worker().attempt == 1
-
-
-def many(x):
-    return iter([x] * 150)
-
-
-def full(x):
-    return np.full(5000, float(x))
-
-
-class Keeps:
-    """Keeps its last arrays, or all, and says whether each is as it was."""
-
-    def __init__(self, most=None):
-        self.kept = collections.deque(maxlen=most)
-
-    def __call__(self, rows):
-        self.kept.append((rows, float(rows[0])))
-        return all((rows == first).all() for rows, first in self.kept)
+@pytest.fixture
+def simulated_deaths(monkeypatch):
+    """The functions of the small runs end a simulated worker, and not this process."""
+    monkeypatch.setattr(small_runs, "die", death)
 
 
 class World(NamedTuple):
@@ -247,8 +192,8 @@ def worlds():
         serial(qf.process(full) | qf.queue(1) | qf.process(Keeps), range(50)),
         serial(qf.process(n=2)(full) | qf.queue(2), range(30)),
         serial(qf.process(n=2)(steps.add) | qf.queue(1), range(40), deaths=12, attempts=2),
-        World(qf.Flow(qf.process(n=2)(children_and_death)), range(10), children, 3, 2, failures=[qf.WorkerDied]),
-        World(qf.Flow(qf.process(two_and_death)), [Moody(1)], [1, -1], 0, 2, failures=[qf.TransportError]),
+        World(qf.Flow(qf.process(n=2)(part_of_three)), range(10), children, 3, 2, failures=[qf.WorkerDied]),
+        World(qf.Flow(qf.process(two_and_die)), [Moody(1)], [1, -1], 0, 2, failures=[qf.TransportError]),
         World(qf.Flow(qf.process(fewer)), [1], [0, 1, 2, 3], 0, 2, failures=[qf.NondeterministicStep]),
         World(qf.Flow(qf.process(other)), [1], ["a", "b"], 0, 2, failures=[qf.NondeterministicStep]),
         World(qf.repack(1) | qf.filter(loses), [[1, 2, 3]], [[1], [2]], 0, 2, failures=[qf.NondeterministicStep]),
@@ -289,12 +234,14 @@ def put_in_place(made, monkeypatch):
             monkeypatch.setattr(simulated, name, getattr(made[module], name))
 
 
+@pytest.mark.usefixtures("simulated_deaths")
 @pytest.mark.parametrize("name", mutants.seen_by("simulated"))
 def test_removing_a_line_of_the_coordination_is_noticed(name, monkeypatch):
     put_in_place(mutants.runtime(name), monkeypatch)
     assert notices(range(40))
 
 
+@pytest.mark.usefixtures("simulated_deaths")
 def test_changing_nothing_is_not_noticed(monkeypatch):
     put_in_place(mutants.runtime(None), monkeypatch)
     assert not notices(range(20))
