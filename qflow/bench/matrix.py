@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qflow.bench import machine, table
-from qflow.bench.cell import Bench, Patience
+from qflow.bench.cell import Bench, Interrupted, Patience
 from qflow.bench.row import Row
 from qflow.bench.rows import CONTROL
 from qflow.bench.systems import SYSTEMS, named
@@ -52,11 +53,15 @@ class Matrix:
         """Measure and print; 1 if qflow fails without a fault, hangs, loses, changes or leaves something, else 0."""
         rows = [name for name in arguments.rows if self.rows[name].quick or not arguments.quick]
         bench = Bench(Patience(hang=arguments.patience, orphans=arguments.orphans), arguments.repeat)
+        # Not by KeyboardInterrupt, which may come while the pool of threads holds a lock.
+        before = signal.signal(signal.SIGINT, lambda *_: bench.stop.set())
         try:
             verdicts = dict(measure(bench, present(arguments.systems), rows, jobs=arguments.jobs))
-        except KeyboardInterrupt:
+        except Interrupted:
             _say("interrupted")
             return 130
+        finally:
+            signal.signal(signal.SIGINT, before)
         report(verdicts, arguments)
         own = [verdict for (system, _), verdict in verdicts.items() if system == "qflow"]
         return int("qflow" in arguments.systems and (not own or any(verdict.bad for verdict in own)))
