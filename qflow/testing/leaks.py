@@ -78,18 +78,24 @@ def snapshot() -> dict[str, dict[Any, str]]:
 def left_over(before: dict[str, dict[Any, str]], *, patience: float = PATIENCE) -> list[str]:
     """What is there now and was not before, in words; waits a little for what is on its way out."""
     end = time.monotonic() + patience
-    while True:
-        gc.collect()
-        found = [
-            f"{kind} {what}"
-            for kind, things in snapshot().items()
-            for key, what in things.items()
-            if key not in before[kind] or (kind == "descriptor" and before[kind][key] != what)
-            if kind != "/dev/shm entry" or not _foreign(what)
-        ]
-        if not found or time.monotonic() > end:
-            return found
+    found = _new_since(before)
+    while found:
+        gc.collect()  # not before something is found: it takes longer than most tests
+        found = _new_since(before)
+        if time.monotonic() > end:
+            break
         time.sleep(0.02)  # what we wait for is another process's end, which tells nobody
+    return found
+
+
+def _new_since(before: dict[str, dict[Any, str]]) -> list[str]:
+    return [
+        f"{kind} {what}"
+        for kind, things in snapshot().items()
+        for key, what in things.items()
+        if key not in before[kind] or (kind == "descriptor" and before[kind][key] != what)
+        if kind != "/dev/shm entry" or not _foreign(what)
+    ]
 
 
 def _processes() -> Iterator[tuple[tuple[int, str], str]]:
