@@ -229,8 +229,10 @@ def main():
             run(small, "")
             for point, (action, occurrence) in itertools.product(POINTS, [("delay", 1), ("kill", 1), ("kill", 3)]):
                 run(small, f"{point}={action}@{occurrence}")
-            for rule in ("tagged=kill@2!", "released=kill@2!", "saved=kill@1!", "slotted=kill@26", "slotted=kill@29"):
+            for rule in ("tagged=kill@2!", "committed=kill@2!", "released=kill@2!", "saved=kill@1!"):
                 run(small, rule)
+            for occurrence in (*range(4, 12), 26, 29):
+                run(small, f"slotted=kill@{occurrence}")
     print("all the same")
 
 
