@@ -6,6 +6,7 @@ import ast
 import collections
 import contextlib
 import ctypes
+import functools
 import inspect
 import itertools
 import os
@@ -122,11 +123,23 @@ def split(x):
     yield from range(x % 4)
 
 
+def shared(function):
+    """The same, but it leaves each worker of a step something to do."""
+
+    @functools.wraps(function)
+    def unhurried(x):
+        time.sleep(0.001)
+        return function(x)
+
+    return unhurried
+
+
 def pipelines():
     """Flows with every kind of step, and what they give for range(40)."""
-    yield "maps", qf.process(n=2)(lambda x: x + 1) | qf.process(n=2)(lambda x: 2 * x), [2 * x + 2 for x in range(40)]
-    yield "iterators", qf.process(n=2)(split) | qf.process(n=2)(lambda x: -x), [-y for x in range(40) for y in range(x % 4)]
-    pool = qf.process(lambda x: [x] * (x % 3)) | qf.pool(n=2)(lambda x: x + 1) | qf.repack(4) | qf.process(sum)
+    two = qf.process(n=2)
+    yield "maps", two(shared(lambda x: x + 1)) | two(shared(lambda x: 2 * x)), [2 * x + 2 for x in range(40)]
+    yield "iterators", two(shared(split)) | two(shared(lambda x: -x)), [-y for x in range(40) for y in range(x % 4)]
+    pool = qf.process(lambda x: [x] * (x % 3)) | qf.pool(n=2)(shared(lambda x: x + 1)) | qf.repack(4) | qf.process(sum)
     flat = [x + 1 for x in range(40) for _ in range(x % 3)]
     yield "pools and repack", pool, [sum(flat[at : at + 4]) for at in range(0, len(flat), 4)]
 
@@ -151,9 +164,10 @@ def test_each_worker_may_die_at_each_point_at_each_occurrence(point, start, monk
     for name, pipe, expected in pipelines():
         first = 1
         with pipe:
+            assert list(pipe(range(40), engine=Processes(start=start))) == expected  # all of them have begun
             for number, group in enumerate(pipe.plan().groups):
                 died = dict.fromkeys(range(first, first + group.n), 0)
-                for who, occurrence in itertools.product(died, range(1, 2 if start == "spawn" else 7)):
+                for who, occurrence in itertools.product(died, range(1, 3 if start == "spawn" else 7)):
                     monkeypatch.setenv("QFLOW_FAILPOINTS", f"{point}=kill@{occurrence}#{who}")
                     with pipe(range(40), engine=Processes(start=start)) as run:
                         assert (who, occurrence, list(run)) == (who, occurrence, expected)
