@@ -36,6 +36,8 @@ COMMIT = "        yield from _commit(board, me, Slot(place, item, half, end, don
 RELEASE = """        for claim in pushed:
             kept = yield ("release", claim)
             yield from taker.free(claim.cell, claim.place, kept)
+            if board.watched:
+                yield "released"
 """
 
 MUTANTS = {

@@ -97,6 +97,8 @@ def stream(board: Board, edge: int, me: int) -> Acting:
         for claim in pushed:
             kept = yield ("release", claim)
             yield from taker.free(claim.cell, claim.place, kept)
+            if board.watched:
+                yield "released"
         pushed.clear()
         yield from taker.seen(place >> SHIFT)
 
