@@ -110,7 +110,7 @@ class Run(ABC, Iterator[B], Generic[B]):
         1
 
         Args:
-            timeout: seconds; None: as long as it takes. The serial engine computes in this thread, and takes its time.
+            timeout: seconds; None: as long as it takes. Engines that compute in this thread (serial, simulated) take their time.
         Raises:
             StepTimeout: none came. The run goes on, and the next call may give it; nothing is lost.
             StopIteration: there are no more.
