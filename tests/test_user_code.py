@@ -56,7 +56,7 @@ def stops():
 def begun(source, engine):
     """What starting a run raises."""
     with pytest.raises(BaseException) as raised:
-        list(qf.run(qf.process(abs), source, engine=engine))
+        qf.run(qf.process(abs), source, engine=engine)
     return raised.value
 
 
@@ -164,7 +164,7 @@ def test_U19_what_a_step_left_running_ends_with_a_worker_that_dies(leaves, tmp_p
             os.kill(os.getpid(), signal.SIGKILL)
         return x
 
-    with qf.Flow(qf.process(step)) as pipe:
+    with qf.process(n=2)(step) | qf.queue(1) as pipe:
         assert list(pipe([3])) == [3]
         assert_gone([*map(int, tmp_path.joinpath("pids").read_text().split())])
 
