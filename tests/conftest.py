@@ -8,6 +8,7 @@ import signal
 import pytest
 from hypothesis import HealthCheck, settings
 
+from qflow.engines import processes
 from qflow.runtime import nursery
 from qflow.testing import no_leaks as no_leaks
 
@@ -21,6 +22,10 @@ settings.register_profile(
 )
 settings.register_profile("ci", settings.get_profile("qflow"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "qflow")
+
+if start := os.environ.get("QFLOW_TEST_START"):  # by `test_starts`: all tests with workers that start in another way
+    processes.engine._start = start
+    processes.Processes.__init__.__kwdefaults__["start"] = start
 
 collect_ignore_glob = ["typing/*"]  # samples for the type checkers, wrong on purpose
 
