@@ -8,7 +8,7 @@ import pytest
 
 from qflow.runtime import clock
 from qflow.runtime.board import Board, Phase, Shape, edge_shape, words_needed
-from qflow.runtime.clock import SECOND_LOOK, STALLED, Clock
+from qflow.runtime.clock import BUILDING, SECOND_LOOK, STALLED, Clock
 
 NOW = 1_000_000 * 10**9
 
@@ -60,11 +60,20 @@ def test_calls_within_one_result_share_its_time(board):
     assert actions(watch) == [("end", 1, 4)]
 
 
-@pytest.mark.parametrize("phase", Phase)
-def test_only_user_code_takes_time(board, phase):
+@pytest.mark.parametrize(("phase", "seconds"), [(Phase.RUN, 2.0), (Phase.SEND, 2.0), (Phase.OPEN, BUILDING)])
+def test_calls_and_sending_have_their_time_and_making_at_least_a_minute(board, phase, seconds):
     watch = Clock(board, range(1, 3), {1: 2.0})
-    at(board, 1, 2.5, phase=phase)
-    assert actions(watch) == ([] if phase == Phase.IDLE else [("look", 1, 4)])
+    at(board, 1, seconds - 0.1, phase=phase)
+    assert actions(watch) == []
+    at(board, 1, seconds + 0.1, phase=phase)
+    assert actions(watch) == [("look", 1, 4)]
+
+
+@pytest.mark.parametrize("phase", [Phase.IDLE, Phase.LOAD])
+def test_no_time_is_counted_for_the_rest(board, phase):
+    watch = Clock(board, range(1, 3), {1: 2.0})
+    at(board, 1, 99, phase=phase)
+    assert actions(watch) == []
 
 
 def test_after_a_pause_of_the_machine_all_begin_anew(board, monkeypatch):

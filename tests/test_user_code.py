@@ -67,14 +67,10 @@ def test_U14_what_iter_raises_is_raised_as_it_is_where_the_run_is_started(engine
     assert type(begun(Begins(lambda: 5), engine)) is TypeError
 
 
-@pytest.mark.xfail(reason="what `__iter__` of a source raises has no note", strict=True, raises=AssertionError)
 def test_U14_what_iter_raises_says_that_it_was_in_the_source(engine):
     assert "in step 'source'" in "".join(getattr(begun(Begins(gone), engine), "__notes__", []))
 
 
-@pytest.mark.xfail(
-    reason="a StopIteration of `__iter__` leaves `qf.run` as it is, and ends a loop around it", strict=True, raises=AssertionError
-)
 def test_U14_a_source_that_cannot_begin_never_ends_a_loop_quietly(engine):
     """As a StopIteration in a step, it is an error and not an end."""
     try:

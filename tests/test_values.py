@@ -88,17 +88,6 @@ def ways(makers):
 
 
 WAYS = [*ways([])]
-STREAM = ["from the source", "through a map", "from step to step", "from the last step", "from a thread", "from an iterator"]
-REASONS = {
-    "CLOSE": "a pool ends its list at a CLOSE that the user has put there: [[0, CLOSE, 2]] gives [[0], [2]]",
-    "Told": "an item that is a `Told` is told as a failure that never was; with `on_error='skip'` the item is gone",
-    "Failed": "an item that is a `Failed` is told as a failure that never was; with `on_error='skip'` the item is gone",
-}
-WHERE = {
-    "CLOSE": ["as an element", "as an element's result"],
-    "Told": [*STREAM, "unpacked"],
-    "Failed": [way for way in WAYS if way != "inside"],
-}
 
 
 def words(value):
@@ -120,14 +109,8 @@ def test_U15_a_value_is_a_value_wherever_it_stands(way, anywhere):
     check(*ways(ORDINARY)[way], anywhere)
 
 
-def cases():
-    for name in TAKEN:
-        for way in WAYS:
-            known = pytest.mark.xfail(reason=REASONS[name], strict=True, raises=AssertionError)
-            yield pytest.param(name, way, marks=known if way in WHERE[name] else ())
-
-
-@pytest.mark.parametrize(("name", "way"), [*cases()])
+@pytest.mark.parametrize("name", TAKEN)
+@pytest.mark.parametrize("way", WAYS)
 def test_U15_so_are_those_that_qflow_uses_itself(name, way, anywhere):
     check(*ways([int, TAKEN[name], str])[way], anywhere)
 

@@ -118,12 +118,15 @@ class Session:
 
     def _take(self, deadline: float | None) -> Any:
         taking, self._taking = self._taking or self._consumer.take(), None
-        result = self._drive(taking, deadline)
+        try:
+            result = self._drive(taking, deadline)
+        except Told as told:
+            if self.options.on_error == "raise" or told.failure.fatal:
+                self.crew.channels.flush()  # what the worker has printed comes before what it has raised
+            raise
         if result is OVER:
             self._finish()
             raise StopIteration
-        if type(result) is Told and (self.options.on_error == "raise" or result.failure.fatal):
-            self.crew.channels.flush()  # what the worker has printed comes before what it has raised
         return result
 
     def _drive(self, actions: Acting, deadline: float | None = None) -> Any:

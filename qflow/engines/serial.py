@@ -16,7 +16,7 @@ from qflow.errors import annotate
 from qflow.graph.flow import Flow
 from qflow.graph.options import RunOptions
 from qflow.graph.plan import Plan
-from qflow.graph.row import Failed, Result, Row, Watch
+from qflow.graph.row import FAILED, Result, Row, Watch
 from qflow.graph.run import Engine, ItemFailure, Run, Told
 from qflow.graph.source import use
 from qflow.runtime.whereabouts import here
@@ -39,12 +39,14 @@ class SerialRun(Run[Any]):
         self._results = _results(plan, use(source))
 
     def _next(self) -> Any:
-        path, value, _ = next(self._results)
-        if type(value) is not Failed:
+        path, value, known = next(self._results)
+        if not known & FAILED:
             return value
+        if type(value) is ItemFailure:
+            raise Told(value)
         error = annotate(value.error, value.step, path, value.what, attempts=value.attempts)
         kept = value.value if self._options.on_error == "collect" else None
-        return Told(ItemFailure(error, value.step, path, value.what, attempts=value.attempts, value=kept))
+        raise Told(ItemFailure(error, value.step, path, value.what, attempts=value.attempts, value=kept))
 
     def close(self) -> None:
         self._over = True
@@ -61,7 +63,7 @@ def _results(plan: Plan, values: Iterator[Any]) -> Generator[Result, None, None]
             break
         except Exception as error:
             annotate(error, "source", (number,), None)
-            yield (number,), Told(ItemFailure(error, "source", (number,), None, fatal=True)), True
+            yield (number,), ItemFailure(error, "source", (number,), None, fatal=True), FAILED
             return
         try:
             yield from row.add(value, (number,))

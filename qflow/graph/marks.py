@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from operator import is_
-from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, final, overload
+from typing import Any, ClassVar, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, Unpack, cast, final, overload
 
 from qflow.errors import GraphError, describe, got
 from qflow.graph.flow import (
@@ -233,7 +233,18 @@ class Scatter(Each[Any, Any]):
 
     def outputs(self, value: Any) -> Iterable[Any]:
         # The whole list first: what fails in the middle must not leave a list without its CLOSE.
-        return iter([*grouped(value, "pool"), CLOSE])
+        return iter([*(_quoted(element) for element in grouped(value, "pool")), CLOSE])
+
+
+@final
+class Quoted(NamedTuple):
+    """An element that would be taken for a marker of ours."""
+
+    value: Any
+
+
+def _quoted(element: Any) -> Any:
+    return Quoted(element) if element is CLOSE or type(element) is Quoted else element
 
 
 @final
@@ -244,7 +255,12 @@ class Elements(Step[Any, Any, Any, Any]):
     placement = "process"
 
     def outputs(self, value: Any) -> Iterable[Any]:
-        return (CLOSE,) if value is CLOSE else results(self.function(value))
+        if value is CLOSE:
+            return (CLOSE,)
+        outputs = results(self.function(value.value if type(value) is Quoted else value))
+        if type(outputs) is not tuple:
+            return (_quoted(output) for output in outputs)
+        return (_quoted(outputs[0]),) if outputs else outputs
 
 
 @final
@@ -269,7 +285,7 @@ class Gathered(Accumulator):
             gathered, self._list = self._list, []
             yield gathered
         else:
-            self._list.append(value)
+            self._list.append(value.value if type(value) is Quoted else value)
 
     @property
     def state(self) -> Any:

@@ -8,7 +8,8 @@ streams keep:
     finish()                     Stream -> [Each] -> Stream -> ...    the last results
 
 A result comes with its index path (the source item's number, then the position among the results of
-each iterator; a stream numbers its results anew) and with whether it is known to be the last.
+each iterator; a stream numbers its results anew) and with what is known of it: whether it is the `LAST`,
+and whether it is a `Failed` in place of a result (which a user's value may be, too).
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from qflow.errors import NondeterministicStep, StepError, blamed, describe
 from qflow.graph.flow import Each, Operator, Stream
 
 Path = tuple[int, ...]
-Result = tuple[Path, Any, bool]
+Result = tuple[Path, Any, int]
 Results = Generator[Result, None, None]
 Eaches = tuple[Each[Any, Any], ...]
 Caught = type[BaseException] | tuple[type[BaseException], ...]
 NO_ITEM: Any = object()
+LAST, FAILED = 1, 2
 
 
 class Failed(NamedTuple):
@@ -133,9 +135,9 @@ class Row:
         return results if part == len(self._streams) else self._into(part, results)
 
     def _into(self, number: int, results: Results) -> Results:
-        for path, value, _ in results:
-            if type(value) is Failed:
-                yield path, value, False
+        for path, value, known in results:
+            if known & FAILED:
+                yield path, value, FAILED
             else:
                 if number:
                     self.deep = self.deep or any(each.user_code for each in self._parts[number])
@@ -152,12 +154,12 @@ class Row:
             except StopIteration:
                 return
             except self._watch.caught as error:
-                yield path, failed(error, self._streams[number], value), False
+                yield path, failed(error, self._streams[number], value), FAILED
                 return
             given = (self._given[number],)
             self._given[number] += 1
-            for below, each, _ in self._after(number + 1, result, given):
-                yield below, each, False
+            for below, each, known in self._after(number + 1, result, given):
+                yield below, each, known & FAILED
                 del each
             del result
 
@@ -179,7 +181,7 @@ def through_each(operators: Eaches, value: Any, path: Path, watch: Watch, reload
         retry = operator.retry
         attempts[id(operator)] = tried = attempts.get(id(operator), 0) + 1
         if retry is None or tried > retry.times or not isinstance(error, retry.errors):
-            yield (*path, *below), failed(error, operator, at, tried), not given.number
+            yield (*path, *below), failed(error, operator, at, tried), FAILED if given.number else FAILED | LAST
             return
         time.sleep(retry.wait)
         current = value if reload is None else reload()
@@ -211,7 +213,7 @@ def _try(
         if not outputs:
             return None, given
         value = outputs[0]
-    yield path, value, True
+    yield path, value, LAST
     return None, given
 
 
@@ -231,8 +233,8 @@ def _several(
         digest = 0 if digested is None else digested(each, digest)
         if position >= given.number:
             given = Given(position + 1, digest)
-            for below, result, _ in through_each(operators, each, (*path, position), watch):
-                yield below, result, False
+            for below, result, known in through_each(operators, each, (*path, position), watch):
+                yield below, result, known & FAILED
         elif position + 1 == given.number and digest != given.digest:
             return other(), position, given
         position += 1

@@ -12,7 +12,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from qflow.errors import GraphError, StepTimeout, got
 from qflow.graph.options import MARK_WORDS, RunOptions, options_of
@@ -56,10 +56,11 @@ class ItemFailure:
     fatal: bool = False
 
 
-class Told(NamedTuple):
-    """What an engine gives in place of a result; never a value, which may be an `ItemFailure` of another run."""
+class Told(Exception):
+    """What an engine raises in place of a result; no value, for that may be anything."""
 
-    failure: ItemFailure
+    def __init__(self, failure: ItemFailure) -> None:
+        self.failure = failure
 
 
 class NotYet(Exception):
@@ -85,8 +86,8 @@ class Run(ABC, Iterator[B], Generic[B]):
         self.failures: list[ItemFailure] = []
 
     @abstractmethod
-    def _next(self) -> B | Told:
-        """The next result or failure, or StopIteration at the end; may raise `NotYet` after ``_deadline``."""
+    def _next(self) -> B:
+        """The next result, or `Told` of a failure, or StopIteration at the end; may raise `NotYet` after ``_deadline``."""
 
     @abstractmethod
     def close(self) -> None:
@@ -130,10 +131,11 @@ class Run(ABC, Iterator[B], Generic[B]):
             raise StopIteration
         try:
             while True:
-                result = self._next()
-                if type(result) is not Told:
-                    return cast(B, result)
-                self._note(result.failure)
+                try:
+                    return self._next()
+                except Told as told:
+                    failure = told.failure
+                self._note(failure)
         except NotYet:
             raise
         except BaseException:

@@ -10,7 +10,7 @@ from os import PathLike
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from qflow.errors import GraphError, describe, got
+from qflow.errors import GraphError, StepError, annotate, describe, got
 from qflow.graph.function import is_iterable
 
 if TYPE_CHECKING:
@@ -97,7 +97,16 @@ _used: dict[int, Any] = {}  # id -> weak reference, or for zip, map and their ki
 
 def use(value: Any) -> Iterator[Any]:
     """Begin to read a source; an iterator can be begun only once."""
-    iterator = items(value)
+    try:
+        iterator = items(value)
+    except StopIteration as error:
+        quiet = StepError(f"the source raised {error!r} when it was begun, which would end a loop quietly")
+        raise annotate(quiet, "source", None, None) from error
+    except GraphError:
+        raise
+    except Exception as error:
+        annotate(error, "source", None, None)
+        raise
     _forget()
     if iterator is value:
         key = id(value)

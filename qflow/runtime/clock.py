@@ -1,4 +1,4 @@
-"""Clock: what user code takes too long, from the words of the workers that run it: its calls, loading and sending of items."""
+"""Clock: what user code takes too long, from the words of the workers that run it: calls, sending, and its making."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from qflow.runtime.board import Board, Phase
 
 STALLED = 60.0  # seconds after which a step that gives no result is told of, and again after as many
 PAUSE = 10**9  # nanoseconds too late for a look that mean that the machine was paused, and so everybody's time begins anew
+BUILDING = 60.0  # seconds that a worker may take at least to load and build its step, imports and all
 SECOND_LOOK = 0.05  # seconds between the two looks at a call whose time is up, in which its stack is written
+
+
+TIMED = (Phase.RUN, Phase.SEND, Phase.OPEN)  # to load an item may be to import what it needs
+INFINITE = float("inf")
 
 
 class Running(NamedTuple):
@@ -43,17 +48,19 @@ class Clock:
         """It was not the user's code that took so long: its time begins anew."""
         self._excused[who] = time.monotonic_ns()
 
-    def _running(self) -> Iterator[tuple[Running, float]]:
-        """What goes on, and for how many seconds."""
+    def _running(self) -> Iterator[tuple[Running, float, float]]:
+        """What goes on, for how many seconds, and how many it may take."""
         now = time.monotonic_ns()
         for who in self._participants:
             state, place, since = self._board.at[who]
-            if state & 7 != Phase.IDLE:
-                yield Running(who, place - 1, since), (now - max(since, self._excused.get(who, 0), self._awake)) / 1e9
+            if state & 7 in TIMED:
+                limit = self._limits.get(who, INFINITE)
+                limit = limit if limit == INFINITE or state & 7 != Phase.OPEN else max(limit, BUILDING)
+                yield Running(who, place - 1, since), (now - max(since, self._excused.get(who, 0), self._awake)) / 1e9, limit
 
     def wait(self) -> float:
         """Milliseconds until something may be due."""
-        left = [self._limits[running.who] - seconds for running, seconds in self._running() if running.who in self._limits]
+        left = [limit - seconds for _, seconds, limit in self._running()]
         seconds = SECOND_LOOK if self._looked else max(0.001, min([STALLED, *self._limits.values(), *left]))
         self._expected = time.monotonic_ns() + int(seconds * 1e9)
         return 1000 * seconds
@@ -65,10 +72,10 @@ class Clock:
         if now > self._expected + PAUSE:
             self._awake = now
         looked, self._looked = self._looked, set()
-        for running, seconds in self._running():
+        for running, seconds, limit in self._running():
             since, told = self._told.get(running.who, (0, 0))
             told = told if since == running.since else 0
-            over = seconds >= self._limits.get(running.who, float("inf"))
+            over = seconds >= limit
             if not over and seconds < STALLED * (told + 1):
                 continue
             if running not in looked:

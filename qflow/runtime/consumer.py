@@ -68,7 +68,7 @@ class Consumer:
         self.failed: Counter[int] = Counter()
 
     def take(self) -> Acting:
-        """The next result, what is told in place of it, or `OVER` at the end."""
+        """The next result, or `OVER` at the end; `Told` in place of one that failed."""
         claim = yield from self._cursor.take()
         if claim is None:
             return OVER
@@ -76,7 +76,7 @@ class Consumer:
             failure = decode(self._leases.cells, claim.cell, read_only=False, views=False)[0]
             yield from self._free(claim)
             self.failed[failure.group] += 1
-            return Told(failure.told())
+            raise Told(failure.told())
         if self._leases.cells.returned:
             yield from self.unkeep()
         each = self._taker.edge.cells_each
@@ -86,7 +86,7 @@ class Consumer:
         except (Exception, SystemExit, GeneratorExit) as error:  # but not Ctrl-C
             told = self._not_loaded(claim, error)
             yield from self._free(claim)
-            return told
+            raise told from None
         if viewing:
             self._leases.held.add(claim.cell)
         yield from self._free(claim, viewing)

@@ -17,7 +17,7 @@ from typing import Any
 from qflow.errors import NondeterministicStep, TransportError
 from qflow.graph.markers import CLOSE
 from qflow.graph.plan import SMALL, Group
-from qflow.graph.row import NO_ITEM, Caught, Failed, Path, Results, Row, Watch, fewer, other
+from qflow.graph.row import FAILED, LAST, NO_ITEM, Caught, Failed, Path, Results, Row, Watch, fewer, other
 from qflow.runtime.board import DATA, END, ERROR, MARK, VIEWS, Board, Phase
 from qflow.runtime.codec import decode, digest, encode, path_of, poison
 from qflow.runtime.failure import bytes_of, failure_of, parcel_of
@@ -147,7 +147,7 @@ class Desk:
         self._claim = claim
         self._begun += 1
         self._retries = self._calls = 0
-        self.at[2], self.at[1] = time.monotonic_ns(), claim.place + 1
+        self.at[1] = claim.place + 1
         self._results = None
         if self._row is None:
             assert self.orders.fatal is not None
@@ -204,14 +204,15 @@ class Desk:
             return answer
         self.at[2] = begun = time.monotonic_ns()
         try:
-            path, value, last = next(self._results)
+            path, value, known = next(self._results)
         except StopIteration:
             self._open = False
             return None
         finally:
             self.counts[0] += time.monotonic_ns() - begun
+        last = bool(known & LAST)
         self._open = not last
-        if type(value) is Failed:
+        if known & FAILED:
             return self._failure(value, path, last=last)
         try:
             self._enter(SEND)

@@ -12,7 +12,7 @@ from typing import Any
 from qflow.errors import TransportError, describe
 from qflow.graph.flow import Operator
 from qflow.graph.plan import Plan
-from qflow.graph.row import Failed, Path, Row
+from qflow.graph.row import FAILED, Failed, Path, Row
 from qflow.runtime.board import DATA, END
 from qflow.runtime.codec import encode
 from qflow.runtime.crew import Crew
@@ -108,8 +108,8 @@ def parcels(values: Iterator[Any], feed: Sequence[Operator[Any, Any]], most: int
             failure = failure_of(Failed(error, "source", None, None), (number,), None)
             yield parcel_of(failure._replace(fatal=True), (number,))
             return
-        for path, result, _ in row.add(value, (number,)):
-            yield _parcel(result, path, most, collect)
+        for path, result, known in row.add(value, (number,)):
+            yield _failed(result, path, collect) if known & FAILED else _parcel(result, path, most, collect)
             del result
         number += 1
         del value  # not kept alive while the next one is waited for
@@ -117,15 +117,15 @@ def parcels(values: Iterator[Any], feed: Sequence[Operator[Any, Any]], most: int
 
 def _parcel(value: Any, path: Path, most: int, collect: bool) -> Parcel:
     """A value, encoded, or what is wrong with it."""
-    if type(value) is Failed:
-        failed = value
-    else:
-        try:
-            encoded = encode(value, path, most)
-            return Parcel(DATA | END, encoded.nbytes, encoded)
-        except BaseException as error:
-            if isinstance(error, TransportError):
-                error = TransportError(str(error).replace("An item can't", "An item of the source can't"))
-            failed = Failed(error, "source", describe(value), value)
+    try:
+        encoded = encode(value, path, most)
+        return Parcel(DATA | END, encoded.nbytes, encoded)
+    except BaseException as error:
+        if isinstance(error, TransportError):
+            error = TransportError(str(error).replace("An item can't", "An item of the source can't"))
+        return _failed(Failed(error, "source", describe(value), value), path, collect)
+
+
+def _failed(failed: Failed, path: Path, collect: bool) -> Parcel:
     failure = failure_of(failed, path, None)
     return parcel_of(failure._replace(value=bytes_of(failed.value)) if collect else failure, path)
