@@ -1,4 +1,8 @@
-"""Crashes by natural causes (W4), and what happens to workers whose nursery is killed (W13)."""
+"""Crashes by natural causes (W4), and what happens to workers whose nursery is killed (W13).
+
+C code is called with the interpreter held (PyDLL): the fault handler walks the stacks of all threads, and dies of it
+when another one runs meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +67,8 @@ IN_C = {
 
 def crashes_with(failure, number, name):
     """The verdict is the item's own, with signal and stack."""
-    assert (type(failure.error), failure.step, failure.index, failure.attempts) == (qf.WorkerDied, "step", (3,), 2)
+    assert (type(failure.error), failure.step, failure.index) == (qf.WorkerDied, "step", (3,))
+    assert failure.attempts in (2, 3)  # with threads the first deaths may be another item's as well
     assert f"signal {int(number)} ({number.name})" in str(failure.error)
     assert f"in {name}" in str(failure.error)
 
@@ -77,7 +82,7 @@ def test_W4_a_crash_in_c_is_named_with_its_signal_and_the_python_stack_above_it(
     arguments, number = IN_C[function]
 
     def calls_c(x):
-        getattr(ctypes.CDLL(library), function)(*arguments)
+        getattr(ctypes.PyDLL(library), function)(*arguments)
 
     def step(x):
         if x == 3:
@@ -92,7 +97,7 @@ def test_W4_a_crash_in_c_is_named_with_its_signal_and_the_python_stack_above_it(
 def overflows(x, folder):
     """Python calls C calls Python, without end."""
 
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)
+    @ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_int)
     def again(n):
         return again(n + 1)
 
@@ -121,15 +126,15 @@ def reads_behind_the_end(x, folder):
 
 
 def writes_nowhere(x, folder):
-    ctypes.memset(16, 0, 8)
+    ctypes.PyDLL(None).memset(16, 0, 8)
 
 
 def runs_data(x, folder):
-    ctypes.CFUNCTYPE(None)(16)()
+    ctypes.PYFUNCTYPE(None)(16)()
 
 
 def frees_twice(x, folder):
-    libc = ctypes.CDLL(None)
+    libc = ctypes.PyDLL(None)
     libc.malloc.restype = ctypes.c_void_p
     block = libc.malloc(ctypes.c_size_t(100_000))
     libc.free(ctypes.c_void_p(block))

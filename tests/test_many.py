@@ -31,25 +31,24 @@ class Held(NamedTuple):
     anonymous: float
 
 
-def held(nothing_runs=lambda: None):
-    """At rest: what is on its way out has a moment."""
-    nothing_runs()
-    end = time.monotonic() + 3
-    while True:
-        gc.collect()
-        now = sample(os.getpid(), 0.0)
-        server = nursery._shared["forkserver"].nursery
-        found = Held(
-            now.descriptors,
-            threading.active_count(),
-            now.children,
-            now.mappings,
-            len(os.listdir(f"/proc/{server.pid}/fd")),
-            now.anonymous,
-        )
-        if time.monotonic() > end or found.threads == 1:
-            return found
-        time.sleep(0.01)  # threads that end tell nobody
+def look():
+    gc.collect()
+    now = sample(os.getpid(), 0.0)
+    of_nursery = len(os.listdir(f"/proc/{nursery._shared['forkserver'].nursery.pid}/fd"))
+    return Held(now.descriptors, threading.active_count(), now.children, now.mappings, of_nursery, now.anonymous)
+
+
+def held():
+    """At rest: nothing has changed for a while, for what is on its way out tells nobody."""
+    found, since = look(), time.monotonic()
+    end = since + 10
+    while time.monotonic() < min(end, since + 0.7):
+        time.sleep(0.05)
+        now = look()
+        if now[:-1] != found[:-1]:
+            since = time.monotonic()
+        found = now
+    return found
 
 
 MOST_MB = 3.0  # that the memory may grow: less than one of the arrays that each epoch makes times the epochs
