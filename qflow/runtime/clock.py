@@ -1,4 +1,4 @@
-"""Clock: what user code takes too long, from the words of the workers that run it: calls, sending, and its making."""
+"""Clock: what user code takes too long, from the words of the workers that run it: calls, sending, loading, and its making."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from qflow.runtime.board import Board, Phase
 
 STALLED = 60.0  # seconds after which a step that gives no result is told of, and again after as many
 PAUSE = 10**9  # nanoseconds too late for a look that mean that the machine was paused, and so everybody's time begins anew
-BUILDING = 60.0  # seconds that a worker may take at least to load and build its step, imports and all
+BUILDING = 60.0  # seconds that a worker may take at least to load and build its step, or to load an item, imports and all
 SECOND_LOOK = 0.05  # seconds between the two looks at a call whose time is up, in which its stack is written
 
 
-TIMED = (Phase.RUN, Phase.SEND, Phase.OPEN)  # to load an item may be to import what it needs
+IMPORTS = (Phase.LOAD, Phase.OPEN)  # phases in which what is loaded may have to be imported first
 INFINITE = float("inf")
 
 
@@ -53,9 +53,9 @@ class Clock:
         now = time.monotonic_ns()
         for who in self._participants:
             state, place, since = self._board.at[who]
-            if state & 7 in TIMED:
+            if state & 7 != Phase.IDLE:
                 limit = self._limits.get(who, INFINITE)
-                limit = limit if limit == INFINITE or state & 7 != Phase.OPEN else max(limit, BUILDING)
+                limit = max(limit, BUILDING) if state & 7 in IMPORTS else limit
                 yield Running(who, place - 1, since), (now - max(since, self._excused.get(who, 0), self._awake)) / 1e9, limit
 
     def wait(self) -> float:

@@ -147,7 +147,7 @@ class Desk:
         self._claim = claim
         self._begun += 1
         self._retries = self._calls = 0
-        self.at[1] = claim.place + 1
+        self.at[2], self.at[1] = time.monotonic_ns(), claim.place + 1
         self._results = None
         if self._row is None:
             assert self.orders.fatal is not None
