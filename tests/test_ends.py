@@ -291,6 +291,25 @@ def test_a_generator_that_is_dropped_may_say_what_it_likes():
         assert crew_of(pipe) == workers
 
 
+def test_an_interrupt_that_is_kept_holds_no_memory_of_the_channels():
+    def stuck(x):
+        if x:
+            threading.Event().wait()
+        return x
+
+    kept = None
+    with qf.process(stuck) | qf.queue(2) as pipe:
+        run = pipe(range(3))
+        assert next(run) == 0
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            next(run)
+        except KeyboardInterrupt as interrupt:
+            kept = interrupt
+    assert kept is not None
+    assert "memfd:qflow" not in Path("/proc/self/maps").read_text()
+
+
 def test_a_run_that_is_kept_for_its_counts_holds_no_memory_of_the_channels():
     with qf.process(same) | qf.queue(2) as pipe:
         run = pipe(range(3))

@@ -91,7 +91,7 @@ def source_is_stuck(pipe):
 STATES = [consumer_waits, queues_are_full, pipe_is_warm, source_is_stuck]
 
 
-@pytest.mark.parametrize("timeout", [None, 60])
+@pytest.mark.parametrize("timeout", [None, pytest.param(60, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
 def test_who_waits_sleeps(state, timeout):
     def step(x):

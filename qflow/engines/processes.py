@@ -144,6 +144,11 @@ class Session:
             return stop.value
         except Cancelled:
             raise GraphError(CLOSED) from None
+        except NotYet:
+            raise
+        except BaseException:  # the traceback of an interrupt may be kept for long, and should not hold the channels
+            actions.close()
+            raise
 
     def _wait(self, taking: Acting, deadline: float | None) -> None:
         left = None if deadline is None else deadline - time.monotonic()

@@ -155,11 +155,14 @@ class Channels:
 
     def close(self) -> None:
         """Give everything back; interrupted, it goes on where it was when called again. Cells under views stay."""
+        if not vars(self):
+            return
         while self._forwarders:
             self._forwarders.popitem()[1].close()
         self._fds.close()
         self.leases.collect()
         self.leases.cells.give_back(self.leases.held)
+        vars(self).clear()  # the traceback of an interrupt may hold this object, which should not hold the memory
 
 
 def _drain(fd: int) -> None:
