@@ -147,7 +147,7 @@ MUTANTS = {
         "        if 0:\n",
         {"simulated": "each of its acts is over before the next, so that two threads are never amid user code"},
     ),
-    "a poisonous item is repeated for ever": Mutant("ledger", "if deaths >= self.attempts:", "if False:"),
+    "a poisonous item is repeated for ever": Mutant("ledger", "if len(fatal) == 1:", "if False:"),
     "nobody is charged": Mutant("ledger", "            self._deaths[group, call] += 1\n", "            pass\n"),
     "a step that goes on is given up": Mutant("ledger", "            self._storms[group] = 0\n", "            pass\n"),
     "other results at the second try are no error": Mutant(

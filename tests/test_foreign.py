@@ -363,10 +363,11 @@ def test_P13_pickling_that_crashes_is_a_death_for_its_item_and_not_for_who_takes
     assert text in str(failure.error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [sleeps, spins])
 def test_P13_rebuilding_that_takes_too_long_is_an_error_of_its_maker(how, monkeypatch):
     """Who takes it has the time, who made it is to blame."""
-    monkeypatch.setattr("qflow.runtime.clock.BUILDING", 0.4)
+    monkeypatch.setattr("qflow.runtime.clock.BUILDING", 3)
     maker = qf.process(name="maker")(at_three(partial(Broken, partial(waits, how))))
     with maker | qf.process(n=2, timeout=0.4, name="taker")(lambda x: x) as pipe, pipe(range(8), on_error="skip") as run:
         assert list(run) == [0, 1, 2, 4, 5, 6, 7]

@@ -23,7 +23,7 @@ from test_policies import STUCK
 import qflow as qf
 from qflow.engines.processes import warm_of
 
-SECOND = 1.0
+SECOND = 1.0 + 0.5  # half of one for the load of the machine
 MOMENT = 0.05  # seconds until a death is known
 
 

@@ -3,8 +3,8 @@
 A worker that dies leaves its words (`board`): what it was `at`. Whoever replaces it goes on from there,
 so the ledger only decides whether it should: an item at whose calls workers die `attempts` times gets a
 `Verdict` in its place, a step that can't go on is given up. Only a death in the middle of work on user
-data is charged, and only a worker that was alone with its item makes it certain which item it was; of
-threads that died together all items are suspects, and are repeated one at a time.
+data is charged. Of threads that died together all items are charged, and are repeated one at a time; which of
+them it was is certain as soon as one alone has been charged `attempts` times.
 """
 
 from __future__ import annotations
@@ -140,11 +140,11 @@ class Ledger:
             return Decision({call: ("timeout", 1) for call in charged if call[0] in overdue})
         for call in charged:
             self._deaths[group, call] += 1
-        if len(charged) == 1:
-            ((call, at),) = charged.items()
-            deaths = self._deaths[group, call]
-            if deaths >= self.attempts:
-                return Decision({call: ("load" if at.phase is Phase.LOAD else "died", deaths)})
+        fatal = [call for call in charged if self._deaths[group, call] >= self.attempts]
+        if len(fatal) == 1:  # of several it is not known which it was
+            (call,) = fatal
+            kind = "load" if charged[call].phase is Phase.LOAD else "died"
+            return Decision({call: (kind, self._deaths[group, call])})
         suspects = frozenset(place for place, _ in charged) if len(charged) > 1 else frozenset()
         members = board.edges[group + 1].shape.producers // len(participants)
         return Decision(suspects=suspects, given_up=self._given_up(group, member, ats, members))

@@ -137,8 +137,9 @@ def main(number: int, fds: list[int], common: bytes) -> None:
     for signum in (signal.SIGINT, signal.SIGTERM):  # not SIG_IGN, which programs that a step starts would inherit
         signal.signal(signum, lambda *_: None)
     output.redirect(*berth.outputs[group])
-    faulthandler.enable(fault)
-    faulthandler.register(signal.SIGUSR1, fault, chain=False)
+    several = len(participants) > 1
+    faulthandler.enable(fault, all_threads=False)  # who walks over others that run may crash in another way
+    faulthandler.register(signal.SIGUSR1, fault, all_threads=several, chain=False)
     board = Board(berth.shape, words_of(berth.words, words_needed(berth.shape)))
     edges = (group, group + 1)
     memory = [mapped(berth.edges[e], bytes_needed(berth.shape.edges[e], berth.strides[e])) for e in edges]

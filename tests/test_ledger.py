@@ -1,0 +1,44 @@
+"""The ledger: which item a death is charged to, when several were in hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from qflow.runtime.board import Board, Phase, Shape, edge_shape, words_needed
+from qflow.runtime.ledger import Ledger
+
+
+@pytest.fixture
+def board():
+    shape = Shape((edge_shape(None, 1, 2, ordered=True), edge_shape(None, 2, 1, ordered=True)))
+    return Board(shape, memoryview(bytearray(8 * words_needed(shape))).cast("Q"))
+
+
+def death(ledger, board, **places):
+    """Two threads of one process die, each in the second call for the item at its place, or at rest."""
+    for who, name in enumerate(("first", "second"), 1):
+        place = places.get(name)
+        board.at[who][0] = Phase.IDLE if place is None else 2 << 3 | Phase.RUN
+        board.at[who][1] = 0 if place is None else place + 1
+        board.job[who][0] += 1
+    return ledger.judge(board, 0, (1, 2), stream=False)
+
+
+def test_an_item_that_was_alone_once_and_with_another_then_is_known(board):
+    ledger = Ledger(attempts=2)
+    assert not death(ledger, board, first=5).condemned
+    assert death(ledger, board, first=5, second=6).condemned == {(5, 2): ("died", 2)}
+
+
+def test_of_two_that_were_there_each_time_neither_is_known(board):
+    ledger = Ledger(attempts=2)
+    for _ in range(2):
+        decision = death(ledger, board, first=5, second=6)
+        assert (decision.condemned, decision.suspects) == ({}, {5, 6})
+    assert death(ledger, board, second=6).condemned == {(6, 2): ("died", 3)}
+
+
+def test_who_was_at_rest_is_not_charged(board):
+    ledger = Ledger(attempts=1)
+    assert death(ledger, board).condemned == {}
+    assert death(ledger, board, second=6).condemned == {(6, 2): ("died", 1)}
