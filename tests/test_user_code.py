@@ -174,7 +174,7 @@ def closes(x):
 
 def closes_and_opens(x):
     os.closerange(0, 3)
-    assert os.open(os.devnull, os.O_RDWR) == 0  # what libraries log to is now another file
+    assert os.open(os.devnull, os.O_RDWR) < 2  # what libraries log to is now another file; 1: after another thread's
 
 
 def changes_locale(x):
