@@ -14,10 +14,10 @@ from qflow.graph.flow import Operator
 from qflow.graph.plan import Plan
 from qflow.graph.row import FAILED, Failed, Path, Row
 from qflow.runtime.board import DATA, END
-from qflow.runtime.codec import encode
 from qflow.runtime.crew import Crew
 from qflow.runtime.failure import bytes_of, failure_of, parcel_of
 from qflow.runtime.needs import start_thread
+from qflow.runtime.packed import Filling, packs, small
 from qflow.runtime.turn import Acting, Cancelled, Parcel, feed
 
 
@@ -29,6 +29,8 @@ class Feeder:
         self._touching = threading.Lock()  # held while the crew is touched, but for the wait for its bell
         self._waiting = False
         self._done = threading.Event()  # not `join`, which would give a thread of `_thread` a name that stays
+        filling = Filling(crew.channels.first)
+        self._effects = {"fill": filling.fill, "add": filling.add}
         self._items = parcels(values, plan.feed, crew.channels.first.stride, collect=collect)
 
     def start(self) -> None:
@@ -70,11 +72,10 @@ class Feeder:
         finally:
             self._done.set()
 
-    def _act(self, actions: Acting, outcome: Parcel | None) -> bool:
+    def _act(self, actions: Acting, outcome: Any) -> bool:
         """Act until the next item is needed, or the bell -> whether it is the bell."""
         channels = self._crew.channels
-        action = actions.send(outcome)
-        del outcome
+        action, outcome = actions.send(outcome), None
         while True:
             if type(action) is tuple:
                 word = action[0]
@@ -85,11 +86,9 @@ class Feeder:
                 if word == "ring":
                     channels.ring(action[1])
                 else:
-                    _, cell, parcel = action
-                    parcel.content.fill(channels.first.region(cell, parcel.nbytes))
-                    del parcel
+                    outcome = self._effects[word](*action[1:])
             action = None
-            action = actions.send(None)
+            action, outcome = actions.send(outcome), None
 
 
 def parcels(values: Iterator[Any], feed: Sequence[Operator[Any, Any]], most: int, *, collect: bool) -> Iterator[Parcel]:
@@ -118,8 +117,8 @@ def parcels(values: Iterator[Any], feed: Sequence[Operator[Any, Any]], most: int
 def _parcel(value: Any, path: Path, most: int, collect: bool) -> Parcel:
     """A value, encoded, or what is wrong with it."""
     try:
-        encoded = encode(value, path, most)
-        return Parcel(DATA | END, encoded.nbytes, encoded)
+        encoded = small(value, path, most)
+        return Parcel(DATA | END, encoded.nbytes, encoded, packs=packs(encoded))
     except BaseException as error:
         if isinstance(error, TransportError):
             error = TransportError(str(error).replace("An item can't", "An item of the source can't"))

@@ -36,7 +36,7 @@ class Simulation:
         self.board, self.rng = board, rng
         board.watched = True
         self.bells = [0] * board.shape.participants
-        self.cursors: list[deque[tuple[int, int]]] = [deque([(1, 0)]) for _ in range(steps)]
+        self.cursors: list[deque[tuple[int, int, int]]] = [deque([(1, 0, 0)]) for _ in range(steps)]
         self.actors: dict[int, Actor] = {}
 
     def able(self) -> list[int]:
@@ -74,10 +74,10 @@ class Simulation:
                 self.bells[other] += 1
             case ("cursor",):
                 assert actor.step is not None
-                self.board.hand[who][0], self.board.hand[who][1] = self.cursors[actor.step].popleft()
-            case ("pass", number, place):
+                self.board.hand[who][0], self.board.hand[who][1], self.board.hand[who][2] = self.cursors[actor.step].popleft()
+            case ("pass", number, place, offset):
                 assert actor.step is not None
-                self.cursors[actor.step].append((number, place))
+                self.cursors[actor.step].append((number, place, offset))
             case ("passed?",):
                 assert actor.step is not None
                 return bool(self.cursors[actor.step])

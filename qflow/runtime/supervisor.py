@@ -23,7 +23,7 @@ from qflow.runtime import postmortem
 from qflow.runtime.board import SHIFT
 from qflow.runtime.child import kill, readable, send, stopped
 from qflow.runtime.clock import Clock, Due
-from qflow.runtime.ledger import Ledger, Orders
+from qflow.runtime.ledger import Ledger, Orders, Value
 from qflow.runtime.needs import start_thread
 from qflow.runtime.worker import Start, receive_message
 
@@ -47,7 +47,7 @@ class Supervisor:
         self._resting: set[int] = set()
         self._left: set[int] = set()  # members that ended by themselves, to be replaced by fresh ones
         self._stopped: set[int] = set()  # members that were found to be stopped when their time was up
-        self._overdue: dict[int, set[int]] = {}  # of a member, the places of the items whose time is up
+        self._overdue: dict[int, set[Value]] = {}  # of a member, the values whose time is up
         self._killer = postmortem.Killer()
         self._member_of = {who: number for number, member in crew.members.items() for who in member.participants}
         limits = {who: self._timeout(crew.members[number].group) for who, number in self._member_of.items()}
@@ -220,7 +220,7 @@ class Supervisor:
     # ---- the clock
 
     def _do(self, due: Due) -> None:
-        who, place, _ = due.running
+        who, place = due.running.who, due.running.place
         number = self._member_of[who]
         member = self.crew.members.get(number)
         if member is None:
@@ -233,7 +233,7 @@ class Supervisor:
             postmortem.clear(member.fault)
             send(member.child, signal.SIGUSR1)
         else:
-            self._overdue.setdefault(number, set()).add(place)
+            self._overdue.setdefault(number, set()).add(due.running.value)
             kill(member.child)
 
     def _excusable(self, number: int, member: Member) -> bool:

@@ -1,0 +1,212 @@
+"""Packed: many small values in one cell, each of which can be read as soon as it is written.
+
+A cell begins with a word that tells how its values lie. Plain numbers of one kind lie in two columns:
+
+    numbers   format | ... | the first number of each index path ... | the values ...        64-bit words
+    records   format | ... | record, record ...                  ... ends of the records, from the end of the cell back
+
+A record is an item as `codec` writes it, aligned to 64 bytes, or, of a plain value, the pickle of its index path and
+itself. How many there are stands in the board (`grown`), whose store is what makes a value count.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from typing import Any, final
+from zlib import crc32
+
+from qflow.errors import InternalError
+from qflow.graph.plan import SMALL
+from qflow.runtime.codec import ALIGN, Body, Encoded, Path, decode, encode, path_of
+from qflow.runtime.turn import Parcel
+
+INTS, FLOATS, RECORDS = 1, 2, 3
+MAGIC = 0x71667061 << 32
+WORDS = SMALL // 8
+FIRST = ALIGN // 8  # word of the columns
+NUMBERS = (WORDS - FIRST) // 2  # in a cell
+MOST = 4096  # bytes of an item that shares a cell
+TEXTS = 1024  # of one that is plain text
+PLAIN = frozenset({int, float, bool, type(None), complex})
+LEAST, MORE = -(1 << 63), 1 << 63
+
+
+@final
+class Plain:
+    """A plain number or short text, and its index path; pickled when it has to be.
+
+    Attributes:
+        nbytes: that it takes in a cell, or nearly so.
+    """
+
+    __slots__ = ("_pickled", "nbytes", "path", "value")
+
+    def __init__(self, value: Any, path: Path) -> None:
+        self.value, self.path = value, path
+        kind = type(value)
+        if (kind is float or (kind is int and LEAST <= value < MORE)) and len(path) == 1:
+            self._pickled, self.nbytes = b"", 16
+        else:
+            self._pickled = pickle.dumps((path, value), 5)
+            self.nbytes = len(self._pickled) + 8
+
+    @property
+    def pickled(self) -> bytes:
+        """Of path and value."""
+        if not self._pickled:
+            self._pickled = pickle.dumps((self.path, self.value), 5)
+        return self._pickled
+
+    def digest(self, before: int = 0) -> int:
+        """As of an item that is not plain."""
+        return crc32(pickle.dumps(self.value, 5), before)
+
+
+def small(value: Any, path: Path, most: int = sys.maxsize) -> Plain | Encoded:
+    """An item to be sent, as `codec.encode` does, but for plain ones."""
+    kind = type(value)
+    if kind in PLAIN or ((kind is str or kind is bytes) and len(value) < TEXTS):
+        return Plain(value, path)
+    return encode(value, path, most)
+
+
+def packs(content: Plain | Encoded) -> bool:
+    """Whether an item shares a cell with others."""
+    return type(content) is Plain or content.nbytes <= MOST
+
+
+@final
+class Writer:
+    """Writes one value behind another into a cell."""
+
+    def __init__(self, region: memoryview, first: Plain | Encoded) -> None:
+        self.region = region[:SMALL]
+        self.words = self.region.cast("Q")
+        self.values: Any = self.region.cast("q")
+        self._count, self._end = 0, ALIGN
+        self.format = RECORDS
+        if type(first) is Plain and first.nbytes == 16:
+            self.format = INTS if type(first.value) is int else FLOATS
+            if self.format == FLOATS:
+                self.values = self.region.cast("d")
+        self.words[0] = MAGIC | self.format
+        self.add(first)
+
+    def add(self, content: Plain | Encoded) -> bool:
+        """Write a value -> whether it fits; it counts only when the board says so."""
+        if self.format != RECORDS:
+            return self._number(content)
+        plain = type(content) is Plain
+        start = self._end if plain else _aligned(self._end)
+        end = start + (len(content.pickled) if type(content) is Plain else content.nbytes)
+        if end > SMALL - 8 * (self._count + 1):
+            return False
+        if type(content) is Plain:
+            self.region[start:end] = content.pickled
+        else:
+            content.fill(self.region[start:end])
+        self._count += 1
+        self.words[WORDS - self._count] = end << 1 | (not plain)
+        self._end = end
+        return True
+
+    def _number(self, content: Plain | Encoded) -> bool:
+        wanted = int if self.format == INTS else float
+        if type(content) is not Plain or content.nbytes != 16 or type(content.value) is not wanted or self._count == NUMBERS:
+            return False
+        at = FIRST + self._count
+        self.words[at] = content.path[0]
+        self.values[at + NUMBERS] = content.value
+        self._count += 1
+        return True
+
+
+def _aligned(size: int) -> int:
+    return (size + ALIGN - 1) & -ALIGN
+
+
+class Reader:
+    """Values ``offset`` to ``offset + count`` of a cell, or of a copy of it."""
+
+    def __init__(self, region: memoryview, offset: int, count: int) -> None:
+        self.region, self.offset, self.count = region[:SMALL], offset, count
+        self.words = self.region.cast("Q")
+        self.format = self.words[0] ^ MAGIC
+        if self.format not in (INTS, FLOATS, RECORDS) or not 0 <= offset < offset + count <= WORDS - FIRST:
+            raise InternalError("the head of a cell was overwritten: its check word is wrong")
+
+    def copy(self, region: memoryview) -> None:
+        """To the same places of another one."""
+        region[:8] = self.region[:8]
+        if self.format != RECORDS:
+            for column in (FIRST, FIRST + NUMBERS):
+                start = 8 * (column + self.offset)
+                end = start + 8 * self.count
+                region[start:end] = self.region[start:end]
+            return
+        for start, end in ((self._place(0)[0], self._place(self.count - 1)[1]), self._ends()):
+            region[start:end] = self.region[start:end]
+
+    def _ends(self) -> tuple[int, int]:
+        """Where the words of these records, and of the one before them, lie."""
+        return SMALL - 8 * (self.offset + self.count), SMALL - 8 * max(0, self.offset - 1)
+
+    def _place(self, k: int) -> tuple[int, int, bool]:
+        """Of a record: where it begins and ends, and whether it is an encoded item."""
+        number = self.offset + k
+        start = self.words[WORDS - number] >> 1 if number else ALIGN
+        end = self.words[WORDS - 1 - number]
+        encoded = bool(end & 1)
+        start, end = _aligned(start) if encoded else start, end >> 1
+        if not ALIGN <= start < end <= SMALL:
+            raise InternalError(f"a record points outside of its cell of {SMALL} bytes")
+        return start, end, encoded
+
+    def numbers(self) -> tuple[list[int], list[Any]] | None:
+        """The first numbers of the paths, and the values; None if they are records."""
+        if self.format == RECORDS:
+            return None
+        at = FIRST + self.offset
+        values = self.region.cast("q" if self.format == INTS else "d")[at + NUMBERS : at + NUMBERS + self.count]
+        return self.words[at : at + self.count].tolist(), values.tolist()
+
+    def load(self, k: int, *, read_only: bool) -> tuple[Any, Path]:
+        """Value and index path of one of them; what can't be rebuilt is a TransportError."""
+        if self.format != RECORDS:
+            at = FIRST + self.offset + k
+            return self.region.cast("q" if self.format == INTS else "d")[at + NUMBERS], (self.words[at],)
+        start, end, encoded = self._place(k)
+        if encoded:
+            return decode(Body(self.region[start:end]), 0, read_only=read_only, views=False)[:2]
+        path, value = pickle.loads(self.region[start:end])
+        return value, path
+
+    def path(self, k: int) -> Path:
+        """The index path of one of them, also when it can't be rebuilt."""
+        if self.format != RECORDS:
+            return (self.words[FIRST + self.offset + k],)
+        start, end, encoded = self._place(k)
+        part = self.region[start:end]
+        path: Path = path_of(Body(part), 0) if encoded else pickle.loads(part)[0]
+        return path
+
+
+class Filling:
+    """The effects that write into the cells of one producer."""
+
+    def __init__(self, cells: Any) -> None:
+        self._cells = cells
+        self._writer: Writer | None = None  # of the cell that was begun last
+
+    def fill(self, cell: int, parcel: Parcel) -> None:
+        """Copy a parcel into a cell."""
+        if parcel.packs:
+            self._writer = Writer(self._cells.region(cell, SMALL), parcel.content)
+        else:
+            parcel.content.fill(self._cells.region(cell, parcel.nbytes))
+
+    def add(self, cell: int, parcel: Parcel) -> bool:
+        """Copy a parcel behind those that the cell has which was begun last -> whether it fits."""
+        assert self._writer is not None
+        return self._writer.add(parcel.content)
