@@ -308,7 +308,7 @@ class Desk:
             self._most = 1 if cost >= SLOW else min(2 * self._most, SHARE // (cost + 1))
         self._claim, self._reader = NO_CLAIM, None
         if self._begun:  # not one that a predecessor has finished
-            self._begun = 0
+            self._begun = max(0, self._begun - claim.values)
             if self.between is not None:
                 self.between()
         return kept

@@ -32,6 +32,10 @@ class StreamDesk(Desk):
             "done?": lambda: self._row is not None and self._row.done,
         }
 
+    def _share(self, available: int) -> int:
+        """All of them: nobody else could take them meanwhile."""
+        return 1 if self._alone else available
+
     def _lies(self, claim: Claim) -> memoryview:
         """In their cell, until what the stream has made of them is committed."""
         region: memoryview = self.inputs.region(claim.cell)

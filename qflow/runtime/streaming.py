@@ -134,6 +134,8 @@ def stream(board: Board, edge: int, me: int) -> Acting:
         claim = yield from taker.next_values(place, offset, skip)
         if claim is None:
             break
+        if claim.kind & PACKED:
+            claim = claim._replace(values=(yield ("share", claim.values)))
         viewing = False
         for number in range(claim.values):
             if board.cancelled[0]:
