@@ -29,8 +29,7 @@ class Feeder:
         self._touching = threading.Lock()  # held while the crew is touched, but for the wait for its bell
         self._waiting = False
         self._done = threading.Event()  # not `join`, which would give a thread of `_thread` a name that stays
-        filling = Filling(crew.channels.first)
-        self._effects = {"fill": filling.fill, "add": filling.add}
+        self._filling = Filling(crew.channels.first)
         self._items = parcels(values, plan.feed, crew.channels.first.stride, collect=collect)
 
     def start(self) -> None:
@@ -48,6 +47,7 @@ class Feeder:
             self._over = True
         while self._waiting and not self._done.wait(0.02):
             self._crew.channels.ring(0)
+        vars(self).pop("_filling", None)  # it holds the memory of the channels
 
     def _run(self, items: Iterator[Parcel]) -> None:
         actions = feed(self._crew.channels.board)
@@ -71,6 +71,7 @@ class Feeder:
                 self._crew.fail(error)
         finally:
             self._done.set()
+            vars(self).pop("_filling", None)
 
     def _act(self, actions: Acting, outcome: Any) -> bool:
         """Act until the next item is needed, or the bell -> whether it is the bell."""
@@ -86,7 +87,7 @@ class Feeder:
                 if word == "ring":
                     channels.ring(action[1])
                 else:
-                    outcome = self._effects[word](*action[1:])
+                    outcome = (self._filling.fill if word == "fill" else self._filling.add)(*action[1:])
             action = None
             action, outcome = actions.send(outcome), None
 

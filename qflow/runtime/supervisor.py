@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from qflow.errors import InternalError, QFlowError, ResourceError
 from qflow.graph.plan import Group
 from qflow.runtime import postmortem
-from qflow.runtime.board import SHIFT
 from qflow.runtime.child import kill, readable, send, stopped
 from qflow.runtime.clock import Clock, Due
 from qflow.runtime.ledger import Ledger, Orders, Value
@@ -220,7 +219,7 @@ class Supervisor:
     # ---- the clock
 
     def _do(self, due: Due) -> None:
-        who, place = due.running.who, due.running.place
+        who = due.running.who
         number = self._member_of[who]
         member = self.crew.members.get(number)
         if member is None:
@@ -228,7 +227,7 @@ class Supervisor:
         if self._excusable(number, member):
             self._clock.excuse(who)
         elif due.action == "tell":
-            self._tell(member, due.seconds, place)
+            self._tell(member, due)
         elif due.action == "look":
             postmortem.clear(member.fault)
             send(member.child, signal.SIGUSR1)
@@ -245,8 +244,10 @@ class Supervisor:
         self._stopped.discard(number)
         return was_stopped or self.crew.channels.drain(member.group)
 
-    def _tell(self, member: Member, seconds: float, place: int) -> None:
-        at = f"at item {place >> SHIFT} of its input" if place >= 0 else "while it was loaded or built"
+    def _tell(self, member: Member, due: Due) -> None:
+        who, place = due.running.who, due.running.place
+        taken = self.crew.channels.board.counts[who][1]
+        at = f"at number {taken} of the items that it took" if place >= 0 else "while it was loaded or built"
         name, pid = self.crew.names[member.group], member.child.pid
         stack = postmortem.stack(member.fault)
-        log.warning("Step %r has given no result for %d seconds (process %d, %s).%s", name, seconds, pid, at, stack)
+        log.warning("Step %r has given no result for %d seconds (process %d, %s).%s", name, due.seconds, pid, at, stack)
