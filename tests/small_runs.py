@@ -27,6 +27,7 @@ from qflow.engines.processes import Processes
 HUNG = 8  # seconds after which a run is one that hangs
 POINTS = (
     "not ready",
+    "marked",
     "holding",
     "half skipped",
     "skipped",
@@ -34,6 +35,7 @@ POINTS = (
     "claimed",
     "passed",
     "opened",
+    "waking",
     "filled",
     "tagged",
     "written",

@@ -94,11 +94,21 @@ def test_attempts_are_an_option_of_the_engine():
         Processes(attempts=0)
 
 
-WORK = ("not ready", "holding", "jotted", "claimed", "filled", "tagged", "written", "committed", "released", "ended")
-STREAM = ("not ready", "filled", "tagged", "written", "committed", "released", "slotted", "saved", "ended")
-MAY = ("opened", "added", "grown", "closed", "finished", "done", "half skipped", "skipped")  # as it comes, in some pipeline
+WORK = ("not ready", "marked", "holding", "jotted", "claimed", "filled", "tagged", "written", "committed", "released", "ended")
+STREAM = ("not ready", "marked", "filled", "tagged", "written", "committed", "released", "slotted", "saved", "ended")
+MAY = (
+    "waking",
+    "opened",
+    "added",
+    "grown",
+    "closed",
+    "finished",
+    "done",
+    "half skipped",
+    "skipped",
+)  # as it comes, in some pipeline
 POINTS = [*dict.fromkeys((*WORK, "passed", *MAY, *STREAM))]
-ONE = ("not ready", "ended")  # to which not each worker of a step must come
+ONE = ("not ready", "marked", "ended")  # to which not each worker of a step must come
 
 
 def named_points(module):

@@ -6,6 +6,7 @@ A killed worker is replaced by a new one on the same words.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import inspect
 import random
@@ -27,7 +28,9 @@ class World(Simulation):
     def __init__(self, source, steps, bounds, rng, kills=0, ordered=True, small=0.5):
         self.source, self.steps, self.kills = list(source), steps, kills
         self.small = small  # how many results may share a cell
-        self.ahead = rng.choice([0, 0, 0.5, 0.9])  # how often it is the turn of who is nearest to the source
+        self.greedy = rng.random() < 0.5  # take all that lies there
+        self.bias, self.favoured = rng.choice([0, 0.5, 0.9]), rng.choice([min, max])  # towards the source, or the consumer
+        self.met = collections.Counter()  # points
         self.calls = 0  # of the steps' functions
         ns = [1, *(n for _, n in steps)]
         takers = [*ns[1:], 1]
@@ -98,7 +101,7 @@ class World(Simulation):
             return keep and not kept.add(claim.cell)
 
         effects = {
-            "share": lambda available: self.rng.randint(1, available),
+            "share": lambda available: available if self.greedy else self.rng.randint(1, available),
             "copy": lambda claim: self.inbox.update({who: values(claim)}),
             "begin": begin,
             "result": lambda: next(results, None),
@@ -128,14 +131,19 @@ class World(Simulation):
         for edge in self.board.edges:
             assert all(cell in self.kept[word ^ KEPT] for cell, word in enumerate(edge.cell) if word)
 
+    def _risk(self, action):
+        """How probably a worker dies here: rather where few have been."""
+        self.met[action if isinstance(action, str) else ""] += 1
+        return 0.2 if isinstance(action, str) and self.met[action] < 5 else 0.02
+
     def choose(self):
-        if self.rng.random() < self.ahead and (able := self.able()):
-            return min(able)
+        if self.rng.random() < self.bias and (able := self.able()):
+            return self.favoured(able)
         return super().choose()
 
     def act(self, who):
         actor = self.actors[who]
-        if self.kills and actor.step is not None and self.rng.random() < 0.02:
+        if self.kills and actor.step is not None and self.rng.random() < self._risk(actor.action):
             self.kills -= 1
             self._start(who, actor.step)
         else:
@@ -292,16 +300,19 @@ def notices(seeds):
     for seed in seeds:
         rng = random.Random(seed)
         steps = [(rng.choice(FUNCTIONS), rng.randint(1, 4)) for _ in range(rng.randint(1, 3))]
-        bounds = [rng.choice([None, 1, 2, 3]) for _ in range(len(steps) + 1)]
-        items = rng.randint(0, 25)
+        bounds = [rng.choice([None, 1, 2, 3, 16, 40]) for _ in range(len(steps) + 1)]
+        items = rng.randint(0, 60)
         if seed % 10 == 0:
             steps, bounds, items = [(many, 2), (FUNCTIONS[0], 2)], [1, 300, 1], 4
+        if seed % 10 == 5:  # a full queue, for which two wait in turn
+            steps, bounds, items = [(FUNCTIONS[0], 2)], [40, 1], 60
         order = list if seed % 4 else sorted
-        world = World(range(items), steps, bounds, rng, kills=rng.randint(0, 12), ordered=order is list)
+        world = World(range(items), steps, bounds, rng, kills=(kills := rng.randint(0, 12)), ordered=order is list)
         try:
             with mutants.patience():
                 world.run(limit=60_000)
             assert order(world.out) == order(serial(world.source, steps))
+            assert world.calls <= calls(world.source, steps) + kills
         except Exception:
             return True
     return False

@@ -60,29 +60,34 @@ class Consumer:
         poison: overwrite cells that are free.
     Attributes:
         failed: how many items failed, of each group.
+        ready: results that need only be given out.
     """
 
     def __init__(self, board: Board, names: Sequence[str], leases: Leases, *, ordered: bool, poison: bool) -> None:
         self._names, self._leases, self._poison = names, leases, poison
         self._cursor = (Cursor if ordered else Loose)(board, len(board.edges) - 1, board.shape.participants - 1)
         self._taker = self._cursor.taker
-        self._ready: deque[Any] = deque()  # values that are taken and not yet given to the user
+        self.ready: deque[Any] = deque()  # values that are taken, for the user
+        self._mixed: deque[Any] = deque()  # the same, when some of them are broken
         self._broken: dict[int, ItemFailure] = {}  # how many of them follow one that can't be built in this process
         self.failed: Counter[int] = Counter()
 
     def take(self) -> Acting:
         """The next result, or `OVER` at the end; `Told` in place of one that failed."""
-        while not self._ready:
+        while not self.ready and not self._mixed:
             claim = yield from self._cursor.take()
             if claim is None:
                 return OVER
             if not claim.kind & PACKED:
                 return (yield from self._single(claim))
             yield from self._several(claim)
-        if self._broken and (failure := self._broken.pop(len(self._ready), None)):
-            self._ready.popleft()
+        if self.ready:
+            return self.ready.popleft()
+        failure = self._broken.pop(len(self._mixed), None)
+        value = self._mixed.popleft()
+        if failure is not None:
             raise Told(failure)
-        return self._ready.popleft()
+        return value
 
     def _several(self, claim: Claim) -> Acting:
         """Take small values out of their cell."""
@@ -96,7 +101,7 @@ class Consumer:
             except (Exception, SystemExit, GeneratorExit) as error:  # but not Ctrl-C
                 broken[claim.values - k] = self._not_loaded(reader.path(k), error)
                 values.append(None)
-        self._ready.extend(values)
+        (self._mixed if broken else self.ready).extend(values)
         self._broken = broken
         yield from self._cursor.done(claim)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextvars
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 from qflow.errors import TransportError, describe
@@ -17,8 +18,16 @@ from qflow.runtime.board import DATA, END
 from qflow.runtime.crew import Crew
 from qflow.runtime.failure import bytes_of, failure_of, parcel_of
 from qflow.runtime.needs import start_thread
-from qflow.runtime.packed import Filling, packs, small
-from qflow.runtime.turn import Acting, Cancelled, Parcel, feed
+from qflow.runtime.packed import Filling, Numbers, packs, small
+from qflow.runtime.turn import LEAST, MORE, NUMBER, Acting, Cancelled, Parcel, feed
+
+CHUNK = 256  # numbers that are read at once
+THERE = (
+    type(iter(range(0))),
+    type(iter(range(1 << 70))),
+    type(iter([])),
+    type(iter(())),
+)  # iterators whose `next` is no user code
 
 
 class Feeder:
@@ -30,7 +39,7 @@ class Feeder:
         self._waiting = False
         self._done = threading.Event()  # not `join`, which would give a thread of `_thread` a name that stays
         self._filling = Filling(crew.channels.first)
-        self._items = parcels(values, plan.feed, crew.channels.first.stride, collect=collect)
+        self._items = parcels(values, plan.feed, crew.channels.first.stride, collect=collect, many=plan.bounds[0] is None)
 
     def start(self) -> None:
         """Begin to pull."""
@@ -92,13 +101,18 @@ class Feeder:
             action, outcome = actions.send(outcome), None
 
 
-def parcels(values: Iterator[Any], feed: Sequence[Operator[Any, Any]], most: int, *, collect: bool) -> Iterator[Parcel]:
+def parcels(
+    values: Iterator[Any], feed: Sequence[Operator[Any, Any]], most: int, *, collect: bool, many: bool = False
+) -> Iterator[Parcel]:
     """The source's items through the feed's operators, encoded in at most so many bytes; each ends its item of the edge.
 
-    A failure of the source itself is the last; ``collect``: failures bring the value that failed.
+    A failure of the source itself is the last; ``collect``: failures bring the value that failed; ``many``: numbers
+    that are there already may come together.
     """
     row = Row(feed)
     number = 0
+    if many and not feed and type(values) in THERE:
+        values, number = yield from _numbers(values)
     while True:
         try:
             value = next(values)
@@ -113,6 +127,20 @@ def parcels(values: Iterator[Any], feed: Sequence[Operator[Any, Any]], most: int
             del result
         number += 1
         del value  # not kept alive while the next one is waited for
+
+
+def _numbers(values: Iterator[Any]) -> Generator[Parcel, None, tuple[Iterator[Any], int]]:
+    """The plain numbers with which a source begins -> the rest of it, and how many they were."""
+    number, size = 0, 1
+    while chunk := list(islice(values, size)):
+        if {*map(type, chunk)} not in ({int}, {float}) or (
+            type(chunk[0]) is int and not LEAST <= min(chunk) <= max(chunk) < MORE
+        ):
+            return chain(chunk, values), number
+        yield Parcel(DATA | END, NUMBER * len(chunk), Numbers(chunk, number), packs=True, values=len(chunk))
+        number += len(chunk)
+        size = CHUNK
+    return values, number
 
 
 def _parcel(value: Any, path: Path, most: int, collect: bool) -> Parcel:

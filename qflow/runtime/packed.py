@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import pickle
 import sys
+from array import array
 from typing import Any, final
 from zlib import crc32
 
 from qflow.errors import InternalError
 from qflow.graph.plan import SMALL
 from qflow.runtime.codec import ALIGN, Body, Encoded, Path, decode, encode, path_of
-from qflow.runtime.turn import Parcel
+from qflow.runtime.turn import LEAST, MORE, NUMBER, Parcel
 
 INTS, FLOATS, RECORDS = 1, 2, 3
 MAGIC = 0x71667061 << 32
@@ -29,7 +30,6 @@ NUMBERS = (WORDS - FIRST) // 2  # in a cell
 MOST = 4096  # bytes of an item that shares a cell
 TEXTS = 1024  # of one that is plain text
 PLAIN = frozenset({int, float, bool, type(None), complex})
-LEAST, MORE = -(1 << 63), 1 << 63
 
 
 @final
@@ -46,7 +46,7 @@ class Plain:
         self.value, self.path = value, path
         kind = type(value)
         if (kind is float or (kind is int and LEAST <= value < MORE)) and len(path) == 1:
-            self._pickled, self.nbytes = b"", 16
+            self._pickled, self.nbytes = b"", NUMBER
         else:
             self._pickled = pickle.dumps((path, value), 5)
             self.nbytes = len(self._pickled) + 8
@@ -61,6 +61,18 @@ class Plain:
     def digest(self, before: int = 0) -> int:
         """As of an item that is not plain."""
         return crc32(pickle.dumps(self.value, 5), before)
+
+
+@final
+class Numbers:
+    """Plain numbers of one kind in a row, whose index paths are ``first``, ``first + 1`` and so on."""
+
+    __slots__ = ("kind", "paths", "values")
+
+    def __init__(self, values: list[Any], first: int) -> None:
+        self.kind = type(values[0])
+        self.values = memoryview(array("q" if self.kind is int else "d", values))
+        self.paths = memoryview(array("Q", range(first, first + len(values))))
 
 
 def small(value: Any, path: Path, most: int = sys.maxsize) -> Plain | Encoded:
@@ -80,21 +92,39 @@ def packs(content: Plain | Encoded) -> bool:
 class Writer:
     """Writes one value behind another into a cell."""
 
-    def __init__(self, region: memoryview, first: Plain | Encoded) -> None:
+    def __init__(self, region: memoryview, first: Plain | Encoded | Numbers) -> None:
         self.region = region[:SMALL]
         self.words = self.region.cast("Q")
         self.values: Any = self.region.cast("q")
         self._count, self._end = 0, ALIGN
         self.format = RECORDS
-        if type(first) is Plain and first.nbytes == 16:
-            self.format = INTS if type(first.value) is int else FLOATS
+        self.kind: type | None = None  # of numbers
+        if type(first) is Numbers or (type(first) is Plain and first.nbytes == NUMBER):
+            self.kind = first.kind if type(first) is Numbers else type(first.value)
+            self.format = INTS if self.kind is int else FLOATS
             if self.format == FLOATS:
                 self.values = self.region.cast("d")
         self.words[0] = MAGIC | self.format
         self.add(first)
 
-    def add(self, content: Plain | Encoded) -> bool:
+    @property
+    def room(self) -> int:
+        """How many more numbers it has room for."""
+        return NUMBERS - self._count if self.kind else 0
+
+    @property
+    def columns(self) -> tuple[Any, Any, int]:
+        """Where the next number is to be written: paths, values, and from where on."""
+        return self.words[FIRST : FIRST + NUMBERS], self.values[FIRST + NUMBERS :], self._count
+
+    def wrote(self, count: int) -> None:
+        """So many numbers have been written to the columns."""
+        self._count += count
+
+    def add(self, content: Plain | Encoded | Numbers) -> bool:
         """Write a value -> whether it fits; it counts only when the board says so."""
+        if type(content) is Numbers:
+            return self._numbers(content)
         if self.format != RECORDS:
             return self._number(content)
         plain = type(content) is Plain
@@ -111,9 +141,18 @@ class Writer:
         self._end = end
         return True
 
+    def _numbers(self, content: Numbers) -> bool:
+        at, size = FIRST + self._count, len(content.values)
+        if content.kind is not self.kind or self._count + size > NUMBERS:
+            return False
+        self.words[at : at + size] = content.paths
+        self.values[at + NUMBERS : at + NUMBERS + size] = content.values
+        self._count += size
+        return True
+
     def _number(self, content: Plain | Encoded) -> bool:
-        wanted = int if self.format == INTS else float
-        if type(content) is not Plain or content.nbytes != 16 or type(content.value) is not wanted or self._count == NUMBERS:
+        wanted = self.kind
+        if type(content) is not Plain or content.nbytes != NUMBER or type(content.value) is not wanted or self._count == NUMBERS:
             return False
         at = FIRST + self._count
         self.words[at] = content.path[0]
@@ -197,16 +236,16 @@ class Filling:
 
     def __init__(self, cells: Any) -> None:
         self._cells = cells
-        self._writer: Writer | None = None  # of the cell that was begun last
+        self.writer: Writer | None = None  # of the cell that was begun last
 
     def fill(self, cell: int, parcel: Parcel) -> None:
         """Copy a parcel into a cell."""
         if parcel.packs:
-            self._writer = Writer(self._cells.region(cell, SMALL), parcel.content)
+            self.writer = Writer(self._cells.region(cell, SMALL), parcel.content)
         else:
             parcel.content.fill(self._cells.region(cell, parcel.nbytes))
 
     def add(self, cell: int, parcel: Parcel) -> bool:
         """Copy a parcel behind those that the cell has which was begun last -> whether it fits."""
-        assert self._writer is not None
-        return self._writer.add(parcel.content)
+        assert self.writer is not None
+        return self.writer.add(parcel.content)

@@ -194,6 +194,7 @@ class Worker:
         self._leaving = False
         for desk in desks:
             desk.effects |= self._waiting(desk)
+            desk.ring = desk.effects["ring"]
         os.register_at_fork(after_in_child=self._forked)
 
     def _waiting(self, desk: Desk) -> dict[str, Any]:
