@@ -131,9 +131,14 @@ class SimulatedRun(Run[Any]):
         desk = StreamDesk(*own, self._logs[number]) if number in self._logs else Desk(*own)
         desk.caught = (Exception, KeyboardInterrupt, SystemExit, GeneratorExit)
         _here(desk, self._open)(desk, number, orders)
-        desk.unkept = lambda cell: self._drive(desk.taker.unkeep(cell))
+        desk.unkept = lambda cell: self._ring(desk.taker.unkeep(cell))
         acting = (stream if desk.streams else work)(self._board, number, who)
         self._simulation.actors[who] = Actor(acting, {word: _here(desk, effect) for word, effect in desk.effects.items()}, number)
+
+    def _ring(self, actions: Acting) -> None:
+        """Play what only rings, at one go: it is within an effect of an actor, who must not act meanwhile."""
+        for _, who in (action for action in actions if type(action) is tuple):
+            self._simulation.bells[who] += 1
 
     def _open(self, desk: Desk, number: int, orders: Orders) -> None:
         desk.group = pickle.loads(self._payloads[number]).opened()

@@ -17,6 +17,7 @@ from typing import Any
 from qflow.errors import NondeterministicStep, TransportError
 from qflow.graph.flow import results
 from qflow.graph.markers import CLOSE
+from qflow.graph.options import NOTHING
 from qflow.graph.plan import SMALL, Group
 from qflow.graph.row import FAILED, LAST, NO_ITEM, Caught, Failed, Path, Results, Row, Watch, fewer, other
 from qflow.runtime.board import CALLS, DATA, END, ERROR, OFFSET, PACKED, VIEWS, Board, Phase
@@ -107,7 +108,8 @@ class Desk:
         self.orders, self._gate = orders, gate or self._gate
         self._careful = bool(orders.verdicts or orders.suspects or orders.poison)
         self._function = None if self._careful or self.group is None else _plain(self.group)
-        self._alone = self.group is not None and (self.group.options.limited or bool(self.group.options.timeout))
+        options = NOTHING if self.group is None else self.group.options
+        self._alone = bool(options.limited or options.timeout or orders.verdicts or orders.suspects)
         self._watch = Watch(self.caught, self._enter, self._leave, self._copy, digest)
         self._row = self._row_at_start()
         self.at[0] = IDLE
@@ -178,7 +180,7 @@ class Desk:
 
     def _share(self, available: int) -> int:
         """How many of the small values that lie there to take at once: as many as will take `SHARE`, at first one."""
-        return 1 if self._alone or self._careful else min(available, self._most)
+        return 1 if self._alone else min(available, self._most)
 
     def _take(self, claim: Claim) -> None:
         """Copy the claimed small values to where they outlive the worker."""

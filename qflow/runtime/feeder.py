@@ -22,12 +22,9 @@ from qflow.runtime.packed import Filling, Numbers, packs, small
 from qflow.runtime.turn import LEAST, MORE, NUMBER, Acting, Cancelled, Parcel, feed
 
 CHUNK = 256  # numbers that are read at once
-THERE = (
-    type(iter(range(0))),
-    type(iter(range(1 << 70))),
-    type(iter([])),
-    type(iter(())),
-)  # iterators whose `next` is no user code
+_NONE: list[Any] = []
+# Iterators whose `next` is no user code.
+THERE = type(iter(range(0))), type(iter(range(1 << 70))), type(iter(_NONE)), type(iter(tuple(_NONE)))
 
 
 class Feeder:
