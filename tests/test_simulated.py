@@ -242,7 +242,7 @@ def put_in_place(made, monkeypatch):
 @pytest.mark.parametrize("name", mutants.seen_by("simulated"))
 def test_removing_a_line_of_the_coordination_is_noticed(name, monkeypatch):
     put_in_place(mutants.runtime(name), monkeypatch)
-    assert notices(range(40))
+    assert notices(range(60))
 
 
 @pytest.mark.usefixtures("simulated_deaths")

@@ -147,10 +147,9 @@ class SimulatedRun(Run[Any]):
     def _act(self) -> None:
         """Let somebody act, or die."""
         simulation = self._simulation
-        workers = [who for who, actor in simulation.actors.items() if actor.step is not None]
-        if self._deaths and workers and self._rng.random() < 0.02:
+        if self._deaths and self._rng.random() < 0.02 and any(actor.step is not None for actor in simulation.actors.values()):
             self._deaths -= 1
-            return self._die(self._rng.choice(workers))
+            return self._die(simulation.victim())
         who = simulation.choose()
         try:
             simulation.act(who)
