@@ -256,7 +256,7 @@ def test_a_cancelled_run_comes_to_rest_from_any_point(steps, bounds, acts, seed)
 
 def test_values_that_gave_nothing_are_not_repeated():
     """A worker dies in the middle of a claim of many."""
-    world = World(range(12), [(lambda x: [], 1)], [None, 1], random.Random(1), small=1)
+    world = World(range(12), [(lambda x: [], 1)], [None, None], random.Random(1), small=1)
     world.greedy, (worker,) = True, [who for who, actor in world.actors.items() if actor.step == 0]
     while 0 in world.actors:
         world.act(0)
