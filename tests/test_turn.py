@@ -27,6 +27,7 @@ class World(Simulation):
     def __init__(self, source, steps, bounds, rng, kills=0, ordered=True, small=0.5):
         self.source, self.steps, self.kills = list(source), steps, kills
         self.small = small  # how many results may share a cell
+        self.room = 0.8  # how often one more value fits
         self.greedy = rng.random() < 0.5  # take all that lies there
         self.bias, self.favoured = rng.choice([0, 0.5, 0.9]), rng.choice([min, max])  # towards the source, or the consumer
         self.calls = 0  # of the steps' functions
@@ -70,7 +71,7 @@ class World(Simulation):
             self.cells[edge][cell] = [parcel.content]
 
         def add(cell, parcel):
-            room = self.rng.random() < 0.8
+            room = self.rng.random() < self.room
             if room:
                 self.cells[edge][cell].append(parcel.content)
             return room
@@ -257,7 +258,7 @@ def test_a_cancelled_run_comes_to_rest_from_any_point(steps, bounds, acts, seed)
 def test_values_that_gave_nothing_are_not_repeated():
     """A worker dies in the middle of a claim of many."""
     world = World(range(12), [(lambda x: [], 1)], [None, None], random.Random(1), small=1)
-    world.greedy, (worker,) = True, [who for who, actor in world.actors.items() if actor.step == 0]
+    world.greedy, world.room, (worker,) = True, 1, [who for who, actor in world.actors.items() if actor.step == 0]
     while 0 in world.actors:
         world.act(0)
     while world.calls < 7:
