@@ -30,11 +30,14 @@ NUMBERS = (WORDS - FIRST) // 2  # in a cell
 MOST = 4096  # bytes of an item that shares a cell
 TEXTS = 1024  # of one that is plain text
 PLAIN = frozenset({int, float, bool, type(None), complex})
+CONTAINERS = frozenset({tuple, list, dict})
+KEYS = frozenset({str, int})
+MANY = 8  # values in a container
 
 
 @final
 class Plain:
-    """A plain number or short text, and its index path; pickled when it has to be.
+    """A plain value, and its index path; pickled when it has to be.
 
     Attributes:
         nbytes: that it takes in a cell, or nearly so.
@@ -77,10 +80,23 @@ class Numbers:
 
 def small(value: Any, path: Path, most: int = sys.maxsize) -> Plain | Encoded:
     """An item to be sent, as `codec.encode` does, but for plain ones."""
-    kind = type(value)
-    if kind in PLAIN or ((kind is str or kind is bytes) and len(value) < TEXTS):
-        return Plain(value, path)
+    if is_plain(value) and (plain := Plain(value, path)).nbytes <= MOST:
+        return plain
     return encode(value, path, most)
+
+
+def is_plain(value: Any, depth: int = 4) -> bool:
+    """Whether it is a number or short text, or a small container of such, which pickle needs no help with."""
+    kind = type(value)
+    if kind in PLAIN:
+        return True
+    if kind is str or kind is bytes:
+        return len(value) < TEXTS
+    if not depth or kind not in CONTAINERS or len(value) > MANY:
+        return False
+    if kind is dict:
+        return all(type(key) in KEYS for key in value) and all(is_plain(each, depth - 1) for each in value.values())
+    return all(is_plain(each, depth - 1) for each in value)
 
 
 def packs(content: Plain | Encoded) -> bool:
