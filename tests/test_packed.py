@@ -158,6 +158,7 @@ def test_a_poisonous_number_is_named():
         assert list(run) == [-x for x in range(2000) if x != 1234]
         (failure,) = run.failures
         assert (type(failure.error), failure.index, failure.attempts) == (qf.WorkerDied, (1234,), 2)
+        assert run.stats()[0].died == 2
 
 
 @pytest.mark.parametrize(

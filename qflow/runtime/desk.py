@@ -119,7 +119,8 @@ class Desk:
 
     def info(self) -> WorkerInfo:
         """What the step may know of its worker."""
-        tries = self.orders.tries.get((self.at[1] - 1, self._at_value >> OFFSET), 0)
+        offset = (self.at[0] or self._at_value) >> OFFSET  # the quick way notes it there only
+        tries = self.orders.tries.get((self.at[1] - 1, offset), 0)
         out = self.board.edges[self.number + 1]
         return WorkerInfo(self.name, self.me - out.first, out.shape.producers, 1 + tries + self._retries)
 
@@ -211,6 +212,7 @@ class Desk:
         self._let_go()
         if self.forked:
             os._exit(0)
+        self._retries = 0
         self.at[2], self.at[1] = begun, _ = time.monotonic_ns(), claim.place + 1
         inputs = self._numbers[0][k : k + size], self._numbers[1][k : k + size]
         *outputs, at = writer.columns

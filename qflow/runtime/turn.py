@@ -579,7 +579,7 @@ class Dash:
         (paths, values), (path_out, result_out) = inputs, outputs
         grown, waits, size = putter.edge.grown, putter.edge.taker_wait, len(values)
         now = grown[slot] & COUNT | k << DONE
-        first = claim.offset + k << OFFSET | 1 << CALLS | Phase.RUN
+        first = claim.offset + k << OFFSET | 2 << CALLS | Phase.RUN  # call 1 is to load it
         calls, commits = range(first, first + (size << OFFSET), 1 << OFFSET), range(now + STEP, now + STEP * (size + 1), STEP)
         self.outcome = result = None
         commit, fenced = now, putter.fenced
