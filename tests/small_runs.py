@@ -27,15 +27,24 @@ from qflow.engines.processes import Processes
 HUNG = 8  # seconds after which a run is one that hangs
 POINTS = (
     "not ready",
+    "marked",
     "holding",
+    "half skipped",
     "skipped",
     "jotted",
     "claimed",
     "passed",
+    "opened",
+    "waking",
     "filled",
     "tagged",
     "written",
     "committed",
+    "added",
+    "grown",
+    "closed",
+    "finished",
+    "done",
     "released",
     "slotted",
     "saved",
@@ -68,7 +77,7 @@ def one_in_three(x):
 
 
 def many(x):
-    return iter([x] * 150)
+    return (np.full(600, float(1000 * x + k)) for k in range(150))  # each too large to share a cell
 
 
 def full(x):
@@ -169,6 +178,7 @@ def under_fire():
         serial(qf.process(one_in_three) | qf.queue(1) | qf.pack(2) | qf.queue(1), range(40), attempts=100),
         serial(qf.process(n=2)(several) | qf.process(n=3)(flip), range(100), ordered=False, attempts=100),
         serial(qf.process(full) | qf.queue(1) | qf.process(n=2)(Keeps)(3) | qf.queue(1), range(20), attempts=100),
+        serial(qf.process(n=2)(several) | qf.queue(40) | qf.process(n=2)(one_in_three) | qf.queue(40), range(200), attempts=100),
     ]
 
 
@@ -179,6 +189,8 @@ def alone():
     numbers = [x for x in range(20) if x != 7]
     return [
         serial(qf.process(n=2)(many) | qf.queue(300) | qf.process(flip), range(6)),
+        serial(qf.process(n=2)(add) | qf.queue(40) | qf.process(n=2)(flip) | qf.queue(40), range(2000)),
+        serial(qf.process(n=2)(add) | qf.process(n=2)(flip), range(20_000)),
         serial(qf.process(full) | qf.queue(1) | qf.process(Keeps), range(40)),
         serial(qf.process(n=2)(full) | qf.queue(2), range(40)),
         serial(qf.process(n=2, max_items=3)(add), range(40)),

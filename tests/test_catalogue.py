@@ -508,7 +508,9 @@ def test_W6_a_step_that_gives_nothing_for_long_is_told_of_again_and_again(monkey
     stalled = [record.message for record in caplog.records if "has given no result" in record.message]
     assert 2 <= len(stalled) <= 4
     for text in stalled:
-        assert re.match(r"Step 'dozes' has given no result for [01] seconds \(process \d+, at item 1 of its input\)\.", text)
+        assert re.match(
+            r"Step 'dozes' has given no result for [01] seconds \(process \d+, at number 2 of the items that it took\)\.", text
+        )
         assert text.count("in dozes") == 1
         assert "qflow/runtime" not in text
 

@@ -53,7 +53,7 @@ FREED = """
         def __call__(self, rows):
             from qflow.runtime.whereabouts import here  # of this thread: it can't be sent
             desk = here.info.__self__
-            while not desk.taker.there(2 << SHIFT):  # all three lie in cells before the first is free
+            while not desk.taker.found(2 << SHIFT, 0):  # all three lie in cells before the first is free
                 pass
             self.cells.append(desk._claim.cell)
             return [{*bytes(desk.inputs.region(cell)[:160_000])} for cell in self.cells[:-1]]

@@ -34,7 +34,7 @@ def test_of_two_that_were_there_each_time_neither_is_known(board):
     ledger = Ledger(attempts=2)
     for _ in range(2):
         decision = death(ledger, board, first=5, second=6)
-        assert (decision.condemned, decision.suspects) == ({}, {5, 6})
+        assert (decision.condemned, decision.suspects) == ({}, {(5, 0), (6, 0)})
     assert death(ledger, board, second=6).condemned == {(6, 2): ("died", 3)}
 
 

@@ -13,7 +13,7 @@ import pytest
 import small_runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_runs import Keeps, Moody, fewer, full, loses, many, other, part_of_three, two_and_die
+from small_runs import Keeps, Moody, fewer, full, loses, many, other, part_of_three, several, two_and_die
 
 import qflow as qf
 from qflow.engines import simulated
@@ -187,6 +187,10 @@ def worlds():
         serial(qf.process(steps.drop) | qf.queue(1) | qf.pack(2) | qf.queue(1), range(40)),
         serial(qf.process(n=3)(steps.flip) | qf.queue(1) | qf.process(n=2)(steps.add) | qf.queue(1), range(20)),
         serial(qf.process(n=3)(steps.several) | qf.queue(1), range(20), ordered=False),
+        serial(
+            qf.queue(40) | qf.process(n=2)(steps.add) | qf.queue(40) | qf.process(n=2)(steps.several) | qf.queue(1), range(90)
+        ),
+        serial(qf.process(n=2)(several) | qf.queue(1), range(90), deaths=90),
         serial(qf.process(n=2)(many) | qf.queue(300) | qf.process(n=2)(steps.flip), range(4)),
         serial(qf.process(full) | qf.queue(1) | qf.process(n=2)(Keeps)(3), range(30)),
         serial(qf.process(full) | qf.queue(1) | qf.process(Keeps), range(50)),
@@ -238,7 +242,7 @@ def put_in_place(made, monkeypatch):
 @pytest.mark.parametrize("name", mutants.seen_by("simulated"))
 def test_removing_a_line_of_the_coordination_is_noticed(name, monkeypatch):
     put_in_place(mutants.runtime(name), monkeypatch)
-    assert notices(range(40))
+    assert notices(range(60))
 
 
 @pytest.mark.usefixtures("simulated_deaths")

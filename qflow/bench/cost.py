@@ -26,6 +26,7 @@ from qflow.runtime.desk import Desk
 from qflow.runtime.feeder import parcels
 from qflow.runtime.ledger import Orders
 from qflow.runtime.memory import Cells, anonymous, bytes_needed, mapped
+from qflow.runtime.packed import Filling
 from qflow.runtime.shipping import pickled
 from qflow.runtime.turn import Acting, feed, work
 
@@ -71,11 +72,8 @@ def measured(items: Sequence[Any]) -> tuple[float, ...]:
     desk = Desk(board, ("identity",), 0, 1, cells[0][1], cells[1][0])
     desk.group = pickle.loads(pickled(plan.groups[0])).opened()
     desk.start(Orders())
-    source = parcels(iter(items), plan.feed, STRIDE, collect=False)
-    feeding: dict[str, Any] = {
-        "result": lambda: next(source, None),
-        "fill": lambda cell, parcel: parcel.content.fill(cells[0][0].region(cell, parcel.nbytes)),
-    }
+    source, filling = parcels(iter(items), plan.feed, STRIDE, collect=False, many=True), Filling(cells[0][0])
+    feeding: dict[str, Any] = {"result": lambda: next(source, None), "fill": filling.fill, "add": filling.add}
     consumer = Consumer(board, ("identity",), Leases(cells[1][1]), ordered=True, poison=False)
     parties = [_acts(feed(board), feeding), _acts(work(board, 0, 1), desk.effects), _takes(consumer)]
     spent = [0] * len(parties)

@@ -94,6 +94,7 @@ class Session:
         self._orders = Orders(collect=options.on_error == "collect", poison=poison)
         channels = crew.channels
         self._consumer = Consumer(channels.board, channels.names, channels.leases, ordered=options.ordered, poison=poison)
+        self.ready = self._consumer.ready
         self.began = time.perf_counter()
         self._stats: list[StepStats] | None = None
         self._taking: Acting | None = None  # what is not yet taken at the end of its time
@@ -183,6 +184,7 @@ class Session:
         """Cancel, and wait until neither consumer nor feeder touches the crew; the user's source may go on."""
         with self._leaving:
             self.over = self.over or CLOSED
+            self.ready.clear()
             if not self._gone:
                 self.crew.channels.cancel()
         if self._feeder is not None:
@@ -247,6 +249,7 @@ class ProcessRun(Run[Any]):
     def __init__(self, session: Session, length: int | None, options: RunOptions, flow: Flow[Any, Any]) -> None:
         super().__init__(length, options)
         self._session = session
+        self._ready = session.ready
         self._flow = flow  # a flow that nobody else holds keeps its workers as long as its run
 
     def _next(self) -> Any:

@@ -19,21 +19,21 @@ import numpy as np
 
 from qflow.graph.flow import Flow
 from qflow.graph.options import RunOptions
-from qflow.graph.plan import Plan
+from qflow.graph.plan import SMALL, Plan
 from qflow.graph.run import Engine, Run, StepStats
 from qflow.graph.sizes import count
 from qflow.graph.source import use
 from qflow.runtime import books
 from qflow.runtime.board import Board, shape_of, words_needed
-from qflow.runtime.codec import Encoded
 from qflow.runtime.consumer import OVER, Consumer, Leases
 from qflow.runtime.desk import Desk
 from qflow.runtime.feeder import parcels
 from qflow.runtime.ledger import Ledger, Orders
 from qflow.runtime.log import REGIONS, Log
 from qflow.runtime.memory import Lease, Memory
+from qflow.runtime.packed import Filling
 from qflow.runtime.shipping import pickled
-from qflow.runtime.simulation import Actor, Simulation
+from qflow.runtime.simulation import Actor, Effects, Simulation
 from qflow.runtime.stream_desk import StreamDesk
 from qflow.runtime.streaming import stream
 from qflow.runtime.turn import Acting, feed, work
@@ -75,14 +75,15 @@ class PlainCells:
         self._content = content
         self.returned: deque[int] = deque()
 
-    def put(self, cell: int, encoded: Encoded) -> None:
-        """Fill a cell."""
-        self._content[cell] = bytearray(encoded.nbytes)
-        encoded.fill(memoryview(self._content[cell]))
-
-    def region(self, cell: int) -> memoryview:
-        """The bytes of a cell."""
+    def region(self, cell: int, size: int = 0) -> memoryview:
+        """The bytes of a cell; new ones when they are to be written."""
+        if size:
+            self._content[cell] = bytearray(size)
         return memoryview(self._content[cell])
+
+    def inbox(self, taker: int) -> memoryview:
+        """Where a taker keeps the small values that it works on."""
+        return memoryview(self._content.setdefault(-1 - taker, bytearray(SMALL)))
 
     def lease(self, cell: int, start: int, end: int) -> Lease:
         """A view on bytes of a cell, which notes the cell in ``returned`` when it is gone."""
@@ -114,7 +115,9 @@ class SimulatedRun(Run[Any]):
         leases = Leases(PlainCells(self._contents[-1]))
         self._consumer = Consumer(self._board, self._names, leases, ordered=options.ordered, poison=True)
         items = parcels(values, plan.feed, sys.maxsize, collect=self._orders.collect)
-        self._simulation.actors[0] = Actor(feed(self._board), {"result": lambda: next(items, None), "fill": self._filling(0)})
+        filling = Filling(PlainCells(self._contents[0]))
+        effects: Effects = {"result": lambda: next(items, None), "fill": filling.fill, "add": filling.add}
+        self._simulation.actors[0] = Actor(feed(self._board), effects)
         for number, group in enumerate(plan.groups):
             for who in range(shape.first[number + 1], shape.first[number + 1] + group.n):
                 self._hire(number, who, self._orders)
@@ -128,10 +131,9 @@ class SimulatedRun(Run[Any]):
         desk = StreamDesk(*own, self._logs[number]) if number in self._logs else Desk(*own)
         desk.caught = (Exception, KeyboardInterrupt, SystemExit, GeneratorExit)
         _here(desk, self._open)(desk, number, orders)
-        effects = {**desk.effects, "fill": self._filling(number + 1)}
         desk.unkept = lambda cell: self._ring(desk.taker.unkeep(cell))
         acting = (stream if desk.streams else work)(self._board, number, who)
-        self._simulation.actors[who] = Actor(acting, {word: _here(desk, effect) for word, effect in effects.items()}, number)
+        self._simulation.actors[who] = Actor(acting, {word: _here(desk, effect) for word, effect in desk.effects.items()}, number)
 
     def _ring(self, actions: Acting) -> None:
         """Play what only rings, at one go: it is within an effect of an actor, who must not act meanwhile."""
@@ -142,17 +144,12 @@ class SimulatedRun(Run[Any]):
         desk.group = pickle.loads(self._payloads[number]).opened()
         desk.start(orders)
 
-    def _filling(self, edge: int) -> Any:
-        cells = PlainCells(self._contents[edge])
-        return lambda cell, parcel: cells.put(cell, parcel.content)
-
     def _act(self) -> None:
         """Let somebody act, or die."""
         simulation = self._simulation
-        workers = [who for who, actor in simulation.actors.items() if actor.step is not None]
-        if self._deaths and workers and self._rng.random() < 0.02:
+        if self._deaths and self._rng.random() < 0.02 and any(actor.step is not None for actor in simulation.actors.values()):
             self._deaths -= 1
-            return self._die(self._rng.choice(workers))
+            return self._die(simulation.victim())
         who = simulation.choose()
         try:
             simulation.act(who)

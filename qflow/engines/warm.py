@@ -131,6 +131,7 @@ def _forget() -> None:
     for crew in _crews():
         crew.forget()
     for session in [session for warm in _warm.values() for session in warm.sessions]:
+        session.ready.clear()
         session.over = "This run belongs to the process that started it; a forked copy can't iterate it. Start one here."
     _warm.clear()
 

@@ -161,6 +161,10 @@ class Each(Operator[A, B]):
     def outputs(self, value: Any) -> Iterable[Any]:
         """What comes out for one value."""
 
+    def plain(self) -> Callable[[Any], Any] | None:
+        """The function, if `outputs` gives the `results` of what it returns, and no more."""
+        return None
+
     def transform(self, values: Iterator[Any]) -> Iterator[Any]:
         each = cast("Each[Any, Any]", self.opened())
         for value in values:
@@ -238,6 +242,9 @@ class Map(Each[A, B]):
 
     def outputs(self, value: Any) -> Iterable[Any]:
         return results(self.function(value))
+
+    def plain(self) -> Callable[[Any], Any]:
+        return self.function.plain()
 
     def length(self, items: int) -> int | None:
         return self.function.length(items)

@@ -69,6 +69,10 @@ class Function:
         call: Any = self.call
         return call(*args, **{**dict(self.bound), **kwargs}) if self.bound else call(*args, **kwargs)
 
+    def plain(self) -> Callable[[Any], Any]:
+        """What to call with nothing but a value."""
+        return self if self.bound else self.call
+
     def length(self, items: int) -> int | None:
         """One result an item, unless it is written as a generator."""
         call: Any = self.call

@@ -121,6 +121,9 @@ class Step(Each[A, B], Generic[A, B, P, R]):
     def outputs(self, value: Any) -> Iterable[Any]:
         return results(self.function(value))
 
+    def plain(self) -> Callable[[Any], Any] | None:
+        return self.function.plain() if self.retry is None else None
+
     def length(self, items: int) -> int | None:
         return self.function.length(items)
 
@@ -214,6 +217,9 @@ class Pool(Step[A, B, P, R]):
     word = "pool"
     placement = "process"
 
+    def plain(self) -> None:
+        return None
+
     def outputs(self, value: Any) -> Iterable[Any]:
         return ([result for element in grouped(value, "pool") for result in results(self.function(element))],)
 
@@ -253,6 +259,9 @@ class Elements(Step[Any, Any, Any, Any]):
 
     word = "pool"
     placement = "process"
+
+    def plain(self) -> None:
+        return None
 
     def outputs(self, value: Any) -> Iterable[Any]:
         if value is CLOSE:

@@ -105,8 +105,15 @@ class Row:
         self.entered: list[Any] | None = None  # what the first stream has taken, for an engine that writes it down
         self.deep = False  # a later stream has taken what user code gave
 
-    def add(self, value: Any, path: Path, reload: Callable[[], Any] | None = None) -> Results:
-        """The results that a value brings; ``reload`` gives it afresh when a step is tried again."""
+    def add(
+        self, value: Any, path: Path, reload: Callable[[], Any] | None = None, called: Callable[[], Any] | None = None
+    ) -> Results:
+        """The results that a value brings; ``reload`` gives it afresh when a step is tried again.
+
+        ``called``: its first operator was called already, and this gives what it gave.
+        """
+        if called is not None:
+            return through_each(self._parts[0], value, path, self._watch, reload, called)
         return self._after(0, value, path, reload)
 
     def enter(self, value: Any) -> None:
@@ -164,7 +171,14 @@ class Row:
             del result
 
 
-def through_each(operators: Eaches, value: Any, path: Path, watch: Watch, reload: Callable[[], Any] | None = None) -> Results:
+def through_each(
+    operators: Eaches,
+    value: Any,
+    path: Path,
+    watch: Watch,
+    reload: Callable[[], Any] | None = None,
+    called: Callable[[], Any] | None = None,
+) -> Results:
     """What operators that work item by item make of one value: the same values as their transforms, piped.
 
     A step with ``retry`` is tried again from this value on; what an iterator has given by then is not given twice.
@@ -174,7 +188,8 @@ def through_each(operators: Eaches, value: Any, path: Path, watch: Watch, reload
     if reload is None and watch.copy is not None and any(operator.retry for operator in operators):
         reload = watch.copy(value)
     while True:
-        problem, given = yield from _try(operators, current, path, watch, given)
+        problem, given = yield from _try(operators, current, path, watch, given, called)
+        called = None
         if problem is None:
             return
         error, operator, at, below = problem
@@ -199,12 +214,12 @@ Problem = tuple[BaseException, Each[Any, Any], Any, Path]  # what was raised, by
 
 
 def _try(
-    operators: Eaches, value: Any, path: Path, watch: Watch, given: Given
+    operators: Eaches, value: Any, path: Path, watch: Watch, given: Given, called: Callable[[], Any] | None
 ) -> Generator[Result, None, tuple[Problem | None, Given]]:
     """One try -> the problem, if any, and what an iterator has given by now."""
     for number, operator in enumerate(operators):
         try:
-            outputs = watch.call(operator, operator.outputs, value)
+            outputs = watch.call(operator, operator.outputs, value) if called is None else called()
         except watch.caught as error:
             return (error, operator, value, ()), given
         if type(outputs) is not tuple:
@@ -212,7 +227,7 @@ def _try(
             return (None if raised is None else (raised, operator, value, (at,))), given
         if not outputs:
             return None, given
-        value = outputs[0]
+        value, called = outputs[0], None
     yield path, value, LAST
     return None, given
 

@@ -11,6 +11,7 @@ import importlib
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -83,6 +84,7 @@ class Run(ABC, Iterator[B], Generic[B]):
         self._options = options
         self._over = False
         self._deadline: float | None = None  # of the monotonic clock, for the result that is asked for
+        self._ready: deque[B] = deque()  # results that need only be given out
         self.failures: list[ItemFailure] = []
 
     @abstractmethod
@@ -97,10 +99,30 @@ class Run(ABC, Iterator[B], Generic[B]):
         """What each step did so far; empty where the engine does not count."""
         return []
 
-    def __iter__(self) -> Run[B]:
+    def __iter__(self) -> Iterator[B]:
         if self._over:
             raise GraphError("This run is exhausted. Start another one: `for x in pipe(source): ...`.")
-        return self
+        return self._each()
+
+    def _each(self) -> Iterator[B]:
+        """As `__next__` gives them, at less cost."""
+        ready = self._ready
+        try:
+            while True:
+                while ready:
+                    yield ready.popleft()
+                try:
+                    result = next(self)
+                except StopIteration:
+                    return
+                yield result
+                del result  # not kept alive while the next one is waited for
+        except GeneratorExit:
+            raise
+        except BaseException:  # Ctrl-C may have taken a result that nobody got
+            self._over = True
+            self.close()
+            raise
 
     def next(self, timeout: float | None = None) -> B:
         """The next result, as ``next(run)`` gives it, but not later than after so many seconds.

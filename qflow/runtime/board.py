@@ -3,16 +3,23 @@
 Every word is a native-aligned 64-bit number with one writer at a time. The words of edge ``e``
 (between its producers and the takers of the next step):
 
-    head[lane]          item << SHIFT | entries published for it; the store is the commit
-    entry[lane, k]      mark << CELL_BITS + 3 | cell << 3 | kind
+    head[lane]          item << SHIFT | entries published for it; the store publishes an entry
+    entry[lane, k]      cell << 4 | kind
+    grown[lane, k]      ENDED, CLOSED | given << 32 | done << 16 | count; the store commits a value
+    mark[lane, k]       of an iterator's results: their digest << 32 | given; of a stream or feed: values in lanes before this one
     cell[c]             0: free; the tag of the entry it holds; KEPT | w: taker w keeps a view on it
     cell_wait[a]        producer a waits for a cell
     taken               lanes below this are wholly taken
     total               number of items of the edge + 1, once it is known
-    taker_wait          who waits for an entry, and of which item
+    taker_wait          who waits for an entry, or for one to grow, and of which item
+    taker_waits         how often somebody has
     lane_wait           who waits for ``taken`` to grow
 
-Words of participant ``w``: its hand (the cursor it took), its job (the item it works on), and what it is `at`
+An entry is a cell with one value, or with ``count`` small ones (PACKED), which grow until it is CLOSED, or another
+entry follows, or the item is ENDED. ``done`` says of how many input values of its claim the producer has given all
+results, ``given`` how many of the next one: with the store that commits a value goes how far its producer is.
+
+Words of participant ``w``: its hand (the cursor it took), its job (the values it works on), and what it is `at`
 (the user code that runs). They outlive a worker, and its replacement goes on from them.
 """
 
@@ -28,17 +35,23 @@ from qflow.graph.plan import SMALL, Plan
 
 SHIFT = 28  # 2**36 items of a step, 2**28 results of an item
 LOW = (1 << SHIFT) - 1
-DATA, END, ERROR = 1, 2, 4
-CELL_BITS = 37
-CELL = (1 << CELL_BITS) - 1
-MARK = (1 << 61 - CELL_BITS) - 1
+DATA, END, ERROR, PACKED = 1, 2, 4, 8
+KINDS = 4  # bits
 KEPT = 1 << 63
+ENDED, CLOSED = 1 << 63, 1 << 62
+DONE, GIVEN = 16, 32  # where these numbers begin in a word of ``grown``
+COUNT = (1 << DONE) - 1
+RESULTS = (1 << 62 - GIVEN) - 1  # of one value at most
 POISON = (1 << 64) - 1
 
-SMALL_ITEMS = 64  # of an unwritten queue at most, together below plan.SMALL bytes
+SMALL_CELLS = 64  # of an unwritten queue at most, together below plan.SMALL bytes
+PARTS = 4  # of these bytes, each in a cell of its own, so that some are free while others are taken
+MOST_VALUES = 4096  # of one entry, and of one claim
 MOST_WAITING = 4096  # cells of a channel for waiting items; a larger queue holds no more than these
 MOST_DEPTH = 64  # entries of a lane that are not yet taken
 VIEWS = 3  # cells of one producer that one taker may keep views on; beyond, values are copies
+
+OFFSET, CALLS = 35, 3  # where an offset in an entry, and the calls of user code, begin in a word of ``at``
 
 Words = MutableSequence[int]
 
@@ -63,6 +76,8 @@ class EdgeShape:
         base: cells of each producer for items of any size.
         extra: more cells of each, for small items of an unwritten queue.
         small: bytes of small items that each producer may let wait.
+        most: values of one entry, and of one claim.
+        packed: values in cells of several that each producer of a written queue may let wait.
         slack: lanes that must be free before a producer that waited goes on, so that it is woken
             once for many small items.
     """
@@ -74,6 +89,8 @@ class EdgeShape:
     extra: int
     small: int
     slack: int = 0
+    most: int = 1
+    packed: tuple[int, ...] = ()
 
     @property
     def large(self) -> int:
@@ -102,15 +119,23 @@ def edge_shape(bound: int | None, producers: int, takers: int, *, ordered: bool)
     Claims are limited by the window, so that a step which gives one result an item never has more than
     ``bound`` of them waiting beside one in each producer's hands. Unordered, the window is wider. A step that
     gives several results an item is limited by its cells, of which each of its workers has at least one.
+    What takers of a large written queue hold of it beside one value each, less of it may wait.
     """
     waiting = 1 if bound is None else min(bound, MOST_WAITING)
-    cells = waiting + takers
-    base = tuple(max(1, cells // producers + (a < cells % producers)) for a in range(producers))
-    window = producers + (SMALL_ITEMS if bound is None else waiting)
-    window = window if ordered else max(window, SMALL_ITEMS + producers)
+    base = _shares(waiting + takers, producers)
+    window = producers + (SMALL_CELLS if bound is None else waiting)
+    window = window if ordered else max(window, SMALL_CELLS + producers)
     if bound is not None:
-        return EdgeShape(producers, takers, window, base, 0, 0)
-    return EdgeShape(producers, takers, window, base, 2 * SMALL_ITEMS, SMALL // producers, SMALL_ITEMS // 2)
+        most = max(1, waiting // (8 * max(producers, takers)))
+        packed = _shares(waiting + takers - takers * most, producers)
+        return EdgeShape(producers, takers, window, base, 0, 0, 0, most, packed)
+    slack, small = SMALL_CELLS // 2, SMALL // producers
+    return EdgeShape(producers, takers, window, base, 2 * SMALL_CELLS, small, slack, MOST_VALUES)
+
+
+def _shares(values: int, producers: int) -> tuple[int, ...]:
+    """Of each producer, at least one."""
+    return tuple(max(1, values // producers + (a < values % producers)) for a in range(producers))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,25 +175,30 @@ class Edge:
         self.window, self.depth, self.cells_each = shape.window, shape.depth, shape.cells
         self.head: Words = cut(shape.window)
         self.entry: Words = cut(shape.window * shape.depth)
+        self.grown: Words = cut(shape.window * shape.depth)
+        self.mark: Words = cut(shape.window * shape.depth)
         self.cell: Words = cut(shape.producers * shape.cells)
         self.cell_wait: Words = cut(shape.producers)
         self.taken: Words = cut(1)
         self.total: Words = cut(1)
         self.taker_wait: Words = cut(1)
+        self.taker_waits: Words = cut(1)
         self.lane_wait: Words = cut(1)
 
 
 class Board:
     """All words of a run, cut out of one row of them; `words_needed` says how long it must be.
 
-    ``job`` of a worker: 0 the item it claimed + 1, 1 the entry's place, 2 the place after it, 3 the entry,
-    4 the item it finished + 1; of a stream: see `streaming`.
-    ``at``: 0 the phase of its work on user data (`Phase`), and above its three bits how many calls of user
-    code the item has had; 1 the entry's place + 1; 2 nanoseconds of the monotonic clock when this result began.
+    ``hand``: the number of an item + 1, and the position where it begins: the entry's place, and the offset in it.
+    ``job`` of a worker: 0 the item it claimed + 1, 1 the entry's place, 2 the first value's offset in it, 3 how many
+    values, 4 and 5 the position after them, 6 the entry, 7 the item it finished + 1, 8 how many
+    of its claim's values are done, beside its number; of a stream: see `streaming`.
+    ``at``: 0 what it does on user data: the phase (`Phase`), how many calls of user code the value has had, and
+    its offset; 1 the entry's place + 1; 2 nanoseconds of the monotonic clock when this result began.
     ``counts``: 0 nanoseconds in the step's code, 1 values taken, 2 results given, 3 tries after the first.
     """
 
-    HAND, JOB, AT, COUNTS = 2, 11, 3, 4
+    HAND, JOB, AT, COUNTS = 3, 15, 3, 4
     watched = False  # whether whoever acts on it stops at the failpoints
 
     def __init__(self, shape: Shape, words: Any) -> None:
@@ -187,5 +217,5 @@ class Board:
 
 def words_needed(shape: Shape) -> int:
     """How many words a board of this shape has."""
-    per_edge = (edge.window * (1 + edge.depth) + edge.producers * (edge.cells + 1) + 4 for edge in shape.edges)
+    per_edge = (edge.window * (1 + 3 * edge.depth) + edge.producers * (edge.cells + 1) + 5 for edge in shape.edges)
     return 1 + sum(per_edge) + shape.participants * (Board.HAND + Board.JOB + Board.AT + Board.COUNTS)

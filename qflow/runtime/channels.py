@@ -101,7 +101,7 @@ class Channels:
         for (read, write), n in zip(self._cursors, self._n, strict=True):
             _drain(read)
             if n > 1:
-                os.write(write, CURSOR.pack(1, 0))
+                os.write(write, CURSOR.pack(1, 0, 0))
 
     def ring(self, who: int) -> None:
         """Wake a participant."""
@@ -120,7 +120,7 @@ class Channels:
         self.board.cancelled[0] = 1
         for (_, write), n in zip(self._cursors, self._n, strict=True):
             if n > 1:
-                os.write(write, CURSOR.pack(POISON, 0) * n)
+                os.write(write, CURSOR.pack(POISON, 0, 0) * n)
         for who in range(self.shape.participants):
             self.ring(who)
 

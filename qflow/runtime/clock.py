@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from qflow.runtime.board import Board, Phase
+from qflow.runtime.board import OFFSET, Board, Phase
 
 STALLED = 60.0  # seconds after which a step that gives no result is told of, and again after as many
 PAUSE = 10**9  # nanoseconds too late for a look that mean that the machine was paused, and so everybody's time begins anew
@@ -19,11 +19,17 @@ INFINITE = float("inf")
 
 
 class Running(NamedTuple):
-    """Work of a participant that goes on: on the item at ``place`` since nanoseconds of the monotonic clock."""
+    """Work of a participant that goes on: on the value at a place and offset, since nanoseconds of the monotonic clock."""
 
     who: int
     place: int
     since: int
+    offset: int = 0
+
+    @property
+    def value(self) -> tuple[int, int]:
+        """What it works on."""
+        return self.place, self.offset
 
 
 class Due(NamedTuple):
@@ -56,7 +62,11 @@ class Clock:
             if state & 7 != Phase.IDLE:
                 limit = self._limits.get(who, INFINITE)
                 limit = max(limit, BUILDING) if state & 7 in IMPORTS else limit
-                yield Running(who, place - 1, since), (now - max(since, self._excused.get(who, 0), self._awake)) / 1e9, limit
+                yield (
+                    Running(who, place - 1, since, state >> OFFSET),
+                    (now - max(since, self._excused.get(who, 0), self._awake)) / 1e9,
+                    limit,
+                )
 
     def wait(self) -> float:
         """Milliseconds until something may be due."""

@@ -230,7 +230,18 @@ class Head:
         return block < len(self.blocks) and start + length <= self.blocks[block][1] - self.blocks[block][0]
 
 
-def path_of(cells: Cells, cell: int) -> Path:
+class Body:
+    """Bytes of an item that lie in no cell of their own, for `decode`."""
+
+    def __init__(self, region: memoryview) -> None:
+        self._region = region
+
+    def region(self, cell: int) -> memoryview:
+        """All of them."""
+        return self._region
+
+
+def path_of(cells: Cells | Body, cell: int) -> Path:
     """The index path of the item in a cell."""
     return Head(cells.region(cell)).path
 

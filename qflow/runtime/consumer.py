@@ -8,9 +8,10 @@ from typing import Any
 
 from qflow.errors import TransportError, annotate
 from qflow.graph.run import ItemFailure, Told
-from qflow.runtime.board import DATA, END, ERROR, KEPT, LOW, SHIFT, VIEWS, Board
+from qflow.runtime.board import ERROR, KEPT, KINDS, PACKED, SHIFT, VIEWS, Board
 from qflow.runtime.codec import decode, path_of, poison
-from qflow.runtime.turn import ANY, Acting, Cancelled, Claim, Taker, claim_of
+from qflow.runtime.packed import Reader
+from qflow.runtime.turn import ANY, NOTHING, Acting, Claim, Taker
 
 OVER: Any = object()  # in place of a result
 
@@ -59,19 +60,53 @@ class Consumer:
         poison: overwrite cells that are free.
     Attributes:
         failed: how many items failed, of each group.
+        ready: results that need only be given out.
     """
 
     def __init__(self, board: Board, names: Sequence[str], leases: Leases, *, ordered: bool, poison: bool) -> None:
         self._names, self._leases, self._poison = names, leases, poison
         self._cursor = (Cursor if ordered else Loose)(board, len(board.edges) - 1, board.shape.participants - 1)
         self._taker = self._cursor.taker
+        self.ready: deque[Any] = deque()  # values that are taken, for the user
+        self._mixed: deque[Any] = deque()  # the same, when some of them are broken
+        self._broken: dict[int, ItemFailure] = {}  # how many of them follow one that can't be built in this process
         self.failed: Counter[int] = Counter()
 
     def take(self) -> Acting:
         """The next result, or `OVER` at the end; `Told` in place of one that failed."""
-        claim = yield from self._cursor.take()
-        if claim is None:
-            return OVER
+        while not self.ready and not self._mixed:
+            claim = yield from self._cursor.take()
+            if claim is None:
+                return OVER
+            if not claim.kind & PACKED:
+                return (yield from self._single(claim))
+            yield from self._several(claim)
+        if self.ready:
+            return self.ready.popleft()
+        failure = self._broken.pop(len(self._mixed), None)
+        value = self._mixed.popleft()
+        if failure is not None:
+            raise Told(failure)
+        return value
+
+    def _several(self, claim: Claim) -> Acting:
+        """Take small values out of their cell."""
+        reader = Reader(self._leases.cells.region(claim.cell), claim.offset, claim.values)
+        numbers = reader.numbers()
+        values = [] if numbers is None else numbers[1]
+        broken = {}
+        for k in range(len(values), claim.values):
+            try:
+                values.append(reader.load(k, read_only=False)[0])
+            except (Exception, SystemExit, GeneratorExit) as error:  # but not Ctrl-C
+                broken[claim.values - k] = self._not_loaded(reader.path(k), error)
+                values.append(None)
+        (self._mixed if broken else self.ready).extend(values)
+        self._broken = broken
+        yield from self._cursor.done(claim)
+
+    def _single(self, claim: Claim) -> Acting:
+        """A value that has a cell of its own, or an error."""
         if claim.kind & ERROR:
             failure = decode(self._leases.cells, claim.cell, read_only=False, views=False)[0]
             yield from self._free(claim)
@@ -84,7 +119,7 @@ class Consumer:
         try:
             value, _, viewing = decode(self._leases.cells, claim.cell, read_only=False, views=views)
         except (Exception, SystemExit, GeneratorExit) as error:  # but not Ctrl-C
-            told = self._not_loaded(claim, error)
+            told = Told(self._not_loaded(path_of(self._leases.cells, claim.cell), error))
             yield from self._free(claim)
             raise told from None
         if viewing:
@@ -92,9 +127,8 @@ class Consumer:
         yield from self._free(claim, viewing)
         return value
 
-    def _not_loaded(self, claim: Claim, error: BaseException) -> Told:
+    def _not_loaded(self, path: tuple[int, ...], error: BaseException) -> ItemFailure:
         """For a result that can't be built in this process; the step that made it is to blame."""
-        path = path_of(self._leases.cells, claim.cell)
         group = len(self._names) - 1
         self.failed[group] += 1
         step = self._names[group] if self._names else "source"
@@ -102,13 +136,13 @@ class Consumer:
             told = TransportError(f"A result can't be built in this process ({type(error).__name__}: {error}).")
             told.__cause__ = error
             error = told
-        return Told(ItemFailure(annotate(error, step, path, None), step, path, None))
+        return ItemFailure(annotate(error, step, path, None), step, path, None)
 
     def _free(self, claim: Claim, viewing: bool = False) -> Acting:
         """The entry's cell is no longer needed, or kept by views."""
         if self._poison and not viewing:
             poison(self._leases.cells, claim.cell)
-        return self._taker.free(claim.cell, claim.place, viewing)
+        return self._cursor.done(claim, viewing)
 
     def unkeep(self) -> Acting:
         """Give back the cells whose last view is gone."""
@@ -119,24 +153,26 @@ class Consumer:
 
 
 class Cursor:
-    """The consumer's own place in an edge."""
+    """The consumer's own position in an edge."""
 
     def __init__(self, board: Board, edge: int, me: int) -> None:
         self.taker = Taker(board, board.edges[edge], me)
-        self.place = 0
+        self._position = 0, 0
 
     def take(self) -> Acting:
-        """The next entry -> a Claim whose number is its item's, or None at the end."""
-        found = yield from self.taker.next_entry(self.place, self._save)
-        if found is None:
-            return None
-        entry, place, self.place = found
-        if entry & END:
-            yield from self.taker.seen(self.place >> SHIFT)
-        return claim_of(place >> SHIFT, place, entry)
+        """The next values -> a Claim whose number is their item's, or None at the end."""
+        claim: Claim | None = yield from self.taker.next_values(*self._position, self._save)
+        return claim and claim._replace(values=min(claim.values, self.taker.edge.shape.most))
+
+    def done(self, claim: Claim, kept: bool = False) -> Acting:
+        """They are taken; or views on their cell are kept."""
+        self._position = self.taker.after(claim.place, claim.offset + claim.values)
+        if not claim.kind & PACKED:
+            yield from self.taker.free(claim.cell, claim.place, kept)
+        yield from self.taker.forget(claim.place, self._position[0])
 
     def _save(self, place: int) -> Acting:
-        self.place = place
+        self._position = place, 0
         if self.taker.board.watched:
             yield "skipped"
 
@@ -147,17 +183,18 @@ class Loose:
     def __init__(self, board: Board, edge: int, me: int) -> None:
         self.taker = Taker(board, board.edges[edge], me)
         self.board, self.edge, self.me = board, board.edges[edge], me
-        self._places: dict[int, int] = {}  # item -> the place of its next entry; items below `taken` are done
-        self._done: set[int] = set()
+        self._positions: dict[int, tuple[int, int]] = {}  # of each item
+        self._finished: set[int] = set()  # items; those below `taken` are, too
 
-    def _find(self) -> tuple[int, int] | None:
-        """An entry that is there: (entry, place)."""
-        edge, low = self.edge, self.edge.taken[0]
-        for item in range(low, low + edge.window):
-            place = self._places.get(item, item << SHIFT)
-            head = edge.head[item % edge.window]
-            if item not in self._done and head >> SHIFT == item and head > place:
-                return edge.entry[item % edge.window * edge.depth + (place & LOW) % edge.depth], place
+    def _find(self) -> tuple[int, int, int] | None:
+        """A position at which something is found: place, offset, and what."""
+        low = self.edge.taken[0]
+        for item in range(low, low + self.edge.window):
+            if item not in self._finished:
+                place, offset = self._positions.get(item, (item << SHIFT, 0))
+                found = self.taker.found(place, offset)
+                if found != NOTHING:
+                    return place, offset, found
         return None
 
     def _over(self) -> bool:
@@ -165,34 +202,40 @@ class Loose:
         return total != 0 and self.edge.taken[0] >= total - 1
 
     def take(self) -> Acting:
-        """Any next entry -> a Claim, or None at the end."""
+        """Any next values -> a Claim, or None at the end."""
+        edge = self.edge
         while True:
-            found = self._find()
-            if found is None:
+            position = self._find()
+            if position is None:
                 if self._over():
                     return None
-                self.edge.taker_wait[0] = ANY << 20 | self.me + 1
-                self.taker.fence()
-                if self.board.cancelled[0]:
-                    raise Cancelled
-                if self._find() is None and not self._over():
-                    yield ("wait",)
+                mark = ANY << 20 | self.me + 1
+                yield from self.taker.until(lambda: self._find() or self._over(), edge.taker_wait, 0, mark, edge.taker_waits)
                 continue
-            entry, place = found
-            item = place >> SHIFT
-            if self.edge.taker_wait[0]:
-                self.edge.taker_wait[0] = 0
-            self._places[item] = place + 1
-            if entry & END:
-                yield from self._finish(item)
-            if entry & (DATA | ERROR):
-                return claim_of(item, place, entry)
+            place, offset, found = position
+            if found > 0:
+                entry = edge.entry[self.taker.slot(place)]
+                return Claim(place >> SHIFT, place, offset, min(found, edge.shape.most), entry & (1 << KINDS) - 1, entry >> KINDS)
+            yield from self._advance(place, self.taker.after(place, offset))
 
-    def _finish(self, item: int) -> Acting:
-        self._done.add(item)
-        self._places.pop(item, None)
+    def done(self, claim: Claim, kept: bool = False) -> Acting:
+        """They are taken; or views on their cell are kept."""
+        after = self.taker.after(claim.place, claim.offset + claim.values)
+        if not claim.kind & PACKED:
+            yield from self.taker.free(claim.cell, claim.place, kept)
+        yield from self._advance(claim.place, after)
+
+    def _advance(self, place: int, after: tuple[int, int]) -> Acting:
+        """What lies before a position is taken."""
+        item = place >> SHIFT
+        yield from self.taker.forget(place, after[0], holding=False)
+        if after[0] >> SHIFT == item:
+            self._positions[item] = after
+            return
+        self._finished.add(item)
+        self._positions.pop(item, None)
         low = self.edge.taken[0]
-        while low in self._done:
-            self._done.discard(low)
+        while low in self._finished:
+            self._finished.discard(low)
             low += 1
         yield from self.taker.seen(low)

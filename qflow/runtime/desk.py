@@ -15,18 +15,34 @@ from collections.abc import Callable
 from typing import Any
 
 from qflow.errors import NondeterministicStep, TransportError
+from qflow.graph.flow import results
 from qflow.graph.markers import CLOSE
+from qflow.graph.options import NOTHING
 from qflow.graph.plan import SMALL, Group
 from qflow.graph.row import FAILED, LAST, NO_ITEM, Caught, Failed, Path, Results, Row, Watch, fewer, other
-from qflow.runtime.board import DATA, END, ERROR, MARK, VIEWS, Board, Phase
+from qflow.runtime.board import CALLS, DATA, END, ERROR, OFFSET, PACKED, VIEWS, Board, Phase
 from qflow.runtime.codec import decode, digest, encode, path_of, poison
 from qflow.runtime.failure import bytes_of, failure_of, parcel_of
 from qflow.runtime.ledger import Orders, Verdict
 from qflow.runtime.log import copied
-from qflow.runtime.turn import Claim, Parcel, Taker
+from qflow.runtime.packed import Filling, Reader, packs, small
+from qflow.runtime.turn import Claim, Dash, Parcel, Putter, Taker
 from qflow.runtime.whereabouts import WorkerInfo
 
+SHARE = 200_000  # nanoseconds of work for which a worker takes small values at once
+DASH = 256  # values that go the quick way before the worker looks up
+SLOW = 25_000  # nanoseconds: a value that takes as long is taken alone, for it may wait for others
+
 IDLE, LOAD, RUN, SEND = map(int, (Phase.IDLE, Phase.LOAD, Phase.RUN, Phase.SEND))  # plain numbers: they are stored often
+
+
+def _plain(group: Group) -> Callable[[Any], Any] | None:
+    """The function of a step that does nothing else; a value at a time is timed, and counted, by others."""
+    (first, *more), options = group.operators, group.options
+    return None if more or group.stream or options.limited or options.timeout else first.plain()  # type: ignore[attr-defined]
+
+
+NO_CLAIM = Claim(-1, -1, 0, 0, 0, 0)
 
 
 class Desk:
@@ -62,13 +78,28 @@ class Desk:
         self._value: Any = NO_ITEM
         self._viewing: int | None = None  # the cell of the item at work, if it has views on it
         self._retries = self._begun = self._calls = 0
+        self._claim, self._k = NO_CLAIM, 0
         self._gated = self._careful = False
+        self._filling = Filling(outputs)
+        self._reader: Reader | None = None  # of the small values in the worker's hands
+        self._at_value = 0  # the offset of the value at work, for ``at``
+        self._digest = 0  # of the results of an iterator
+        self._alone = False  # no two values are taken at once
+        self._function: Callable[[Any], Any] | None = None  # of a step that may `Dash`
+        self._outcome: tuple[Any, BaseException | None] | None = None  # of a call that was made, for the value that is begun next
+        self._numbers: tuple[list[int], list[Any]] | None = None  # in the worker's hands: paths and values
+        self.ring: Callable[[int], object] = lambda who: None
+        self._busy, self._most = 0, 1  # nanoseconds in the step's code when the claim began; values that it may have
         self.effects: dict[str, Callable[..., Any]] = {
+            "share": self._share,
+            "copy": self._take,
+            "dash": self._dash,
             "begin": self._begin,
             "result": self._result,
             "fewer": lambda now, before: self._mixed(fewer(now, before)),
             "other": lambda: self._mixed(other()),
             "fill": self._fill,
+            "add": self._filling.add,
             "release": self._release,
         }
 
@@ -76,6 +107,9 @@ class Desk:
         """Be ready for a run of the group, which is not looked at when the step is given up."""
         self.orders, self._gate = orders, gate or self._gate
         self._careful = bool(orders.verdicts or orders.suspects or orders.poison)
+        self._function = None if self._careful or self.group is None else _plain(self.group)
+        options = NOTHING if self.group is None else self.group.options
+        self._alone = bool(options.limited or options.timeout or orders.verdicts or orders.suspects)
         self._watch = Watch(self.caught, self._enter, self._leave, self._copy, digest)
         self._row = self._row_at_start()
         self.at[0] = IDLE
@@ -85,7 +119,8 @@ class Desk:
 
     def info(self) -> WorkerInfo:
         """What the step may know of its worker."""
-        tries = self.orders.tries.get(self.at[1] - 1, 0)
+        offset = (self.at[0] or self._at_value) >> OFFSET  # the quick way notes it there only
+        tries = self.orders.tries.get((self.at[1] - 1, offset), 0)
         out = self.board.edges[self.number + 1]
         return WorkerInfo(self.name, self.me - out.first, out.shape.producers, 1 + tries + self._retries)
 
@@ -105,10 +140,10 @@ class Desk:
         self._calls += 1
         if self._careful:
             self._enter_carefully()
-        self.at[0] = self._calls << 3 | phase
+        self.at[0] = self._at_value | self._calls << CALLS | phase
 
     def _enter_carefully(self) -> None:
-        verdict = self.orders.verdicts.get((self.at[1] - 1, self._calls))
+        verdict = self.orders.verdicts.get((self.at[1] - 1, (self._at_value >> CALLS) + self._calls))
         if verdict is not None:
             raise verdict.error()
         if self.orders.suspects:
@@ -132,6 +167,8 @@ class Desk:
 
     def _reload(self) -> Any:
         """The item at work as it came."""
+        if self._reader is not None:
+            return self._again(self._reader.load(self._k, read_only=True)[0])
         return self._again(decode(self.inputs, self._claim.cell, read_only=True, views=False)[0])
 
     def _again(self, value: Any) -> Any:
@@ -142,11 +179,72 @@ class Desk:
 
     # ---- items
 
-    def _begin(self, claim: Claim) -> bool:
-        """Load an item and start the step on it -> whether it has views on its cell."""
-        self._claim = claim
+    def _share(self, available: int) -> int:
+        """How many of the small values that lie there to take at once: as many as will take `SHARE`, at first one."""
+        return 1 if self._alone else min(available, self._most)
+
+    def _take(self, claim: Claim) -> None:
+        """Copy the claimed small values to where they outlive the worker."""
+        Reader(self.inputs.region(claim.cell), claim.offset, claim.values).copy(self._lies(claim))
+
+    def _lies(self, claim: Claim) -> memoryview:
+        """Where the small values of a claim lie."""
+        region: memoryview = self.inputs.inbox(self.me - self.board.edges[self.number + 1].first)
+        return region
+
+    def _read(self, claim: Claim) -> None:
+        """Be ready to load a claim's values."""
+        self._claim, self._reader = claim, None
+        if claim.kind & PACKED:
+            self._reader = Reader(self._lies(claim), claim.offset, claim.values)
+        self._numbers = None if self._reader is None or self._function is None else self._reader.numbers()
+        self._busy = self.counts[0]
+
+    def _dash(self, claim: Claim, k: int, putter: Putter) -> int:
+        """Do as many values of a claim as the quick way can, from the ``k``-th on -> the first that is not done."""
+        writer = self._filling.writer
+        if self._numbers is None or self._function is None or writer is None or writer.kind is None or self._claim != claim:
+            return k
+        dash = Dash(putter, self.at, self.ring)
+        size = min(dash.room(), writer.room, claim.values - k, DASH)
+        if size <= 0:
+            return k
+        self._let_go()
+        if self.forked:
+            os._exit(0)
+        self._retries = 0
+        self.at[2], self.at[1] = begun, _ = time.monotonic_ns(), claim.place + 1
+        inputs = self._numbers[0][k : k + size], self._numbers[1][k : k + size]
+        *outputs, at = writer.columns
+        done = dash.run(self._function, writer.kind, claim, k, inputs, (outputs[0], outputs[1]), at)
+        if self.forked:
+            os._exit(0)
+        self._outcome = dash.outcome
+        writer.wrote(done - k)
+        self.counts[0] += time.monotonic_ns() - begun
+        self.counts[1] += done - k
+        self.counts[2] += done - k
+        return done
+
+    def _called(self) -> Any:
+        """What the step has given for the value at work, when it was called on the quick way."""
+        assert self._outcome is not None
+        (result, raised), self._outcome = self._outcome, None
+        self._calls += 1
+        if raised is not None:
+            raise raised
+        return results(result)
+
+    def _begin(self, claim: Claim, k: int) -> bool:
+        """Load a value of a claim and start the step on it -> whether it has views on its cell."""
+        if self._claim != claim:
+            self._read(claim)
+        else:
+            self._let_go()
+        self._k = k
         self._begun += 1
-        self._retries = self._calls = 0
+        self._retries = self._calls = self._digest = 0
+        self._at_value = claim.offset + k << OFFSET
         self.at[2], self.at[1] = time.monotonic_ns(), claim.place + 1
         self._results = None
         if self._row is None:
@@ -158,7 +256,7 @@ class Desk:
             return False
         try:
             self._enter(LOAD)
-            value, self._path, viewing = self._load(claim.cell)
+            value, self._path, viewing = self._load(claim.cell, k)
             self._leave()
         except self.caught as error:
             self._leave()
@@ -167,7 +265,8 @@ class Desk:
         self._viewing = claim.cell if viewing else None
         self._value = value
         self.counts[1] += value is not CLOSE
-        self._results = self._row.add(value, self._path, self._reload)
+        called = None if self._outcome is None else self._called
+        self._results = self._row.add(value, self._path, self._reload, called)
         return viewing
 
     def _passed_on(self, cell: int) -> Parcel:
@@ -178,21 +277,27 @@ class Desk:
     def _given_up(self, verdict: Verdict) -> Parcel:
         failed = Failed(verdict.error(), self.name, None, None)
         with contextlib.suppress(Exception):
-            self._path = path_of(self.inputs, self._claim.cell)
+            self._path = self._path_of_value()
         return parcel_of(failure_of(failed, self._path, None)._replace(fatal=True, group=self.number), self._path)
 
     def _not_loaded(self, error: BaseException) -> Parcel:
         """An item that can't be built here; the step that made it is to blame."""
-        path = path_of(self.inputs, self._claim.cell)
+        path = self._path_of_value()
         if not isinstance(error, TransportError):
             told = TransportError(f"An item can't be built in another process ({type(error).__name__}: {error}).")
             told.__cause__ = error
             error = told
         return self._failure(Failed(error, self._maker, None, None), path, last=True, group=self.number - 1)
 
-    def _load(self, cell: int) -> tuple[Any, Path, bool]:
-        """The item in an input cell, with views while few cells of its producer are kept."""
-        self._unkeep()
+    def _path_of_value(self) -> Path:
+        return path_of(self.inputs, self._claim.cell) if self._reader is None else self._reader.path(self._k)
+
+    def _load(self, cell: int, k: int) -> tuple[Any, Path, bool]:
+        """A value, with views while few cells of its producer are kept."""
+        if self._kept:
+            self._unkeep()
+        if self._reader is not None:
+            return (*self._reader.load(k, read_only=True), False)
         each = self.board.edges[self.number].cells_each
         views = not self._kept or sum(kept // each == cell // each for kept in self._kept) < VIEWS
         return decode(self.inputs, cell, read_only=True, views=views)
@@ -216,15 +321,16 @@ class Desk:
             return self._failure(value, path, last=last)
         try:
             self._enter(SEND)
-            encoded = encode(value, path, self.outputs.stride)
+            encoded = small(value, path, self.outputs.stride)
             self._leave()
         except self.caught as error:
             self._leave()
             return self._failure(Failed(error, self.name, None, self._value), path, last=last)
         self.counts[2] += value is not CLOSE
-        if last:
-            return Parcel(DATA | END, encoded.nbytes, encoded)
-        return Parcel(DATA, encoded.nbytes, encoded, 0 if self.streams else encoded.digest() & MARK or 1)
+        if last or self.streams:
+            return Parcel(DATA | END if last else DATA, encoded.nbytes, encoded, packs=packs(encoded))
+        self._digest = encoded.digest(self._digest) or 1
+        return Parcel(DATA, encoded.nbytes, encoded, self._digest, packs(encoded))
 
     def _failure(self, failed: Failed, path: Path, *, last: bool, group: int | None = None) -> Parcel:
         failure = failure_of(failed, path, os.getpid())._replace(group=self.number if group is None else group)
@@ -237,20 +343,26 @@ class Desk:
 
     def _fill(self, cell: int, parcel: Parcel) -> None:
         if parcel.nbytes > SMALL:  # it may be too large for the memory that there is
-            self.at[0] = self._calls << 3 | SEND
-        parcel.content.fill(self.outputs.region(cell, parcel.nbytes))
+            self.at[0] = self._at_value | self._calls << CALLS | SEND
+        self._filling.fill(cell, parcel)
         self.at[0] = IDLE
 
     def _release(self, claim: Claim) -> bool:
-        """The item is finished -> whether user code keeps a view on its cell."""
+        """The claim is finished -> whether user code keeps a view on its cell."""
         self._let_go()
-        kept = claim.cell in self._kept
+        packed = bool(claim.kind & PACKED)
+        kept = not packed and claim.cell in self._kept
         if self._careful:
-            self.orders.suspects.discard(claim.place)
-            if self.orders.poison and not kept and self.taker.holds(claim):
+            for suspect in [each for each in self.orders.suspects if claim.has(*each)]:
+                self.orders.suspects.discard(suspect)
+            if self.orders.poison and not kept and not packed and self.taker.holds(claim):
                 poison(self.inputs, claim.cell)
+        if packed and self._claim == claim:
+            cost = (self.counts[0] - self._busy) // claim.values
+            self._most = 1 if cost >= SLOW else min(2 * self._most, SHARE // (cost + 1))
+        self._claim, self._reader = NO_CLAIM, None
         if self._begun:  # not one that a predecessor has finished
-            self._begun -= 1
+            self._begun = max(0, self._begun - claim.values)
             if self.between is not None:
                 self.between()
         return kept

@@ -11,6 +11,7 @@ import importlib
 import io
 import logging
 import os
+import platform
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -43,6 +44,7 @@ _LACKING = {
         logging.WARNING,
         "prctl is missing here: a worker that is stuck in C code may outlive this process if that is killed by SIGKILL.",
     ),
+    "membarrier": (logging.INFO, "membarrier is missing here: every value pays for the fence that else those pay who wait."),
 }
 
 
@@ -101,7 +103,7 @@ def handles(values: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
 
 
 def lacking() -> frozenset[str]:
-    """Which of memfd, pidfd and prctl are missing or refused here; each is logged once.
+    """Which of memfd, pidfd, prctl and membarrier are missing or refused here; each is logged once.
 
     For tests, ``QFLOW_WITHOUT="memfd,prctl"`` takes them away.
     """
@@ -145,4 +147,13 @@ def _prctl() -> bool:
         return False
 
 
-_PROBES = {"memfd": _memfd, "pidfd": _pidfd, "prctl": _prctl}
+def _membarrier() -> bool:
+    if platform.machine() != "x86_64":
+        return False
+    try:
+        return bool(ctypes.CDLL(None).syscall(324, 0, 0, 0) & 6 == 6)  # MEMBARRIER_CMD_QUERY: GLOBAL_EXPEDITED, and to register
+    except AttributeError:
+        return False
+
+
+_PROBES = {"memfd": _memfd, "pidfd": _pidfd, "prctl": _prctl, "membarrier": _membarrier}

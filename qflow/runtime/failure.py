@@ -19,8 +19,8 @@ from qflow.errors import QFlowError, RemoteTraceback, StepError, annotate
 from qflow.graph.row import Failed
 from qflow.graph.run import ItemFailure
 from qflow.runtime.board import END, ERROR
-from qflow.runtime.codec import decode, encode
-from qflow.runtime.log import Body, copied
+from qflow.runtime.codec import Body, decode, encode
+from qflow.runtime.log import copied
 from qflow.runtime.turn import Parcel
 
 MOST = 64 * 1024  # bytes of a pickled exception, characters of a traceback

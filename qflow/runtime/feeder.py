@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextvars
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 from qflow.errors import TransportError, describe
@@ -14,11 +15,16 @@ from qflow.graph.flow import Operator
 from qflow.graph.plan import Plan
 from qflow.graph.row import FAILED, Failed, Path, Row
 from qflow.runtime.board import DATA, END
-from qflow.runtime.codec import encode
 from qflow.runtime.crew import Crew
 from qflow.runtime.failure import bytes_of, failure_of, parcel_of
 from qflow.runtime.needs import start_thread
-from qflow.runtime.turn import Acting, Cancelled, Parcel, feed
+from qflow.runtime.packed import Filling, Numbers, packs, small
+from qflow.runtime.turn import LEAST, MORE, NUMBER, Acting, Cancelled, Parcel, feed
+
+CHUNK = 256  # numbers that are read at once
+_NONE: list[Any] = []
+# Iterators whose `next` is no user code.
+THERE = type(iter(range(0))), type(iter(range(1 << 70))), type(iter(_NONE)), type(iter(tuple(_NONE)))
 
 
 class Feeder:
@@ -29,7 +35,8 @@ class Feeder:
         self._touching = threading.Lock()  # held while the crew is touched, but for the wait for its bell
         self._waiting = False
         self._done = threading.Event()  # not `join`, which would give a thread of `_thread` a name that stays
-        self._items = parcels(values, plan.feed, crew.channels.first.stride, collect=collect)
+        self._filling = Filling(crew.channels.first)
+        self._items = parcels(values, plan.feed, crew.channels.first.stride, collect=collect, many=plan.bounds[0] is None)
 
     def start(self) -> None:
         """Begin to pull."""
@@ -46,6 +53,7 @@ class Feeder:
             self._over = True
         while self._waiting and not self._done.wait(0.02):
             self._crew.channels.ring(0)
+        vars(self).pop("_filling", None)  # it holds the memory of the channels
 
     def _run(self, items: Iterator[Parcel]) -> None:
         actions = feed(self._crew.channels.board)
@@ -69,12 +77,12 @@ class Feeder:
                 self._crew.fail(error)
         finally:
             self._done.set()
+            vars(self).pop("_filling", None)
 
-    def _act(self, actions: Acting, outcome: Parcel | None) -> bool:
+    def _act(self, actions: Acting, outcome: Any) -> bool:
         """Act until the next item is needed, or the bell -> whether it is the bell."""
         channels = self._crew.channels
-        action = actions.send(outcome)
-        del outcome
+        action, outcome = actions.send(outcome), None
         while True:
             if type(action) is tuple:
                 word = action[0]
@@ -85,20 +93,23 @@ class Feeder:
                 if word == "ring":
                     channels.ring(action[1])
                 else:
-                    _, cell, parcel = action
-                    parcel.content.fill(channels.first.region(cell, parcel.nbytes))
-                    del parcel
+                    outcome = (self._filling.fill if word == "fill" else self._filling.add)(*action[1:])
             action = None
-            action = actions.send(None)
+            action, outcome = actions.send(outcome), None
 
 
-def parcels(values: Iterator[Any], feed: Sequence[Operator[Any, Any]], most: int, *, collect: bool) -> Iterator[Parcel]:
+def parcels(
+    values: Iterator[Any], feed: Sequence[Operator[Any, Any]], most: int, *, collect: bool, many: bool = False
+) -> Iterator[Parcel]:
     """The source's items through the feed's operators, encoded in at most so many bytes; each ends its item of the edge.
 
-    A failure of the source itself is the last; ``collect``: failures bring the value that failed.
+    A failure of the source itself is the last; ``collect``: failures bring the value that failed; ``many``: numbers
+    that are there already may come together.
     """
     row = Row(feed)
     number = 0
+    if many and not feed and type(values) in THERE:
+        values, number = yield from _numbers(values)
     while True:
         try:
             value = next(values)
@@ -115,11 +126,25 @@ def parcels(values: Iterator[Any], feed: Sequence[Operator[Any, Any]], most: int
         del value  # not kept alive while the next one is waited for
 
 
+def _numbers(values: Iterator[Any]) -> Generator[Parcel, None, tuple[Iterator[Any], int]]:
+    """The plain numbers with which a source begins -> the rest of it, and how many they were."""
+    number, size = 0, 1
+    while chunk := list(islice(values, size)):
+        if {*map(type, chunk)} not in ({int}, {float}) or (
+            type(chunk[0]) is int and not LEAST <= min(chunk) <= max(chunk) < MORE
+        ):
+            return chain(chunk, values), number
+        yield Parcel(DATA | END, NUMBER * len(chunk), Numbers(chunk, number), packs=True, values=len(chunk))
+        number += len(chunk)
+        size = CHUNK
+    return values, number
+
+
 def _parcel(value: Any, path: Path, most: int, collect: bool) -> Parcel:
     """A value, encoded, or what is wrong with it."""
     try:
-        encoded = encode(value, path, most)
-        return Parcel(DATA | END, encoded.nbytes, encoded)
+        encoded = small(value, path, most)
+        return Parcel(DATA | END, encoded.nbytes, encoded, packs=packs(encoded))
     except BaseException as error:
         if isinstance(error, TransportError):
             error = TransportError(str(error).replace("An item can't", "An item of the source can't"))

@@ -15,13 +15,14 @@ from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 from qflow.errors import QFlowError, StepTimeout, TransportError, WorkerDied
-from qflow.runtime.board import Board, Phase
+from qflow.runtime.board import CALLS, LOW, OFFSET, SHIFT, Board, Phase
 
 STORM = 5  # deaths of a step's workers with items in hand, and nothing committed between; one more for each further worker
 
 HOPELESS = 3  # deaths of workers that were only to say that their step gives up
 
-Call = tuple[int, int]  # the entry's place, and which of its calls of user code
+Value = tuple[int, int]  # the entry's place, and the value's offset in it
+Call = tuple[int, int]  # the entry's place, and which call of user code for which of its values
 
 
 class At(NamedTuple):
@@ -43,7 +44,12 @@ def at_of(board: Board, who: int, *, stream: bool) -> At:
     """What a participant is at, or was when it died."""
     state, place, _ = board.at[who]
     job = board.job[who]
-    return At(who, Phase(state & 7), place, state >> 3, bool(place) if stream else job[0] != job[4])
+    return At(who, Phase(state & 7), place, state >> CALLS, bool(place) if stream else job[0] != job[7])
+
+
+def value_of(call: Call) -> Value:
+    """What a call is for."""
+    return call[0], call[1] >> OFFSET - CALLS
 
 
 class Verdict(NamedTuple):
@@ -66,8 +72,8 @@ class Orders(NamedTuple):
     Attributes:
         collect: failures bring the value that failed.
         verdicts: calls that are not to be made; the error instead.
-        tries: for items, by their place, how often workers died of them.
-        suspects: places of items, one of which has killed a worker: until they are finished, user code runs
+        tries: for values, how often workers died of them.
+        suspects: values, one of which has killed a worker: until they are finished, user code runs
             in one thread at a time. The threads of a process share the set.
         fatal: the step is given up; the next item fails with this, for all policies.
         poison: overwrite cells that are free, so that a view that should not be there shows itself.
@@ -75,8 +81,8 @@ class Orders(NamedTuple):
 
     collect: bool = False
     verdicts: dict[Call, Verdict] = {}
-    tries: dict[int, int] = {}
-    suspects: set[int] = set()
+    tries: dict[Value, int] = {}
+    suspects: set[Value] = set()
     fatal: Verdict | None = None
     poison: bool = False
 
@@ -87,12 +93,12 @@ class Decision:
 
     Attributes:
         condemned: calls that are not to be repeated: the kind of error, and the number of deaths.
-        suspects: places of items, one of which has killed the worker; they are repeated one at a time.
+        suspects: values, one of which has killed the worker; they are repeated one at a time.
         given_up: why the step can't go on; empty: it can. ``kind``: of error.
     """
 
     condemned: dict[Call, tuple[str, int]] = dataclasses.field(default_factory=dict)
-    suspects: frozenset[int] = frozenset()
+    suspects: frozenset[Value] = frozenset()
     given_up: str = ""
     kind: str = "died"
 
@@ -117,13 +123,13 @@ class Ledger:
         participants: Sequence[int],
         *,
         stream: bool,
-        overdue: Set[int] = frozenset(),
+        overdue: Set[Value] = frozenset(),
         blameless: bool = False,
     ) -> Decision:
         """A member of a group died; what its participants were at is taken from their words.
 
         Args:
-            overdue: places of the items for which it was killed because their time was up.
+            overdue: the values for which it was killed because their time was up.
             blameless: it is known that it ended for another reason.
         """
         ats = [at_of(board, who, stream=stream) for who in participants]
@@ -137,7 +143,7 @@ class Ledger:
         if overdue and any(at.phase is Phase.OPEN for at in ats):
             return Decision(given_up="was not ready in time: its step was still being loaded or built", kind="timeout")
         if overdue:  # by our own hand; of the other calls nobody died
-            return Decision({call: ("timeout", 1) for call in charged if call[0] in overdue})
+            return Decision({call: ("timeout", 1) for call in charged if value_of(call) in overdue})
         for call in charged:
             self._deaths[group, call] += 1
         fatal = [call for call in charged if self._deaths[group, call] >= self.attempts]
@@ -145,7 +151,7 @@ class Ledger:
             (call,) = fatal
             kind = "load" if charged[call].phase is Phase.LOAD else "died"
             return Decision({call: (kind, self._deaths[group, call])})
-        suspects = frozenset(place for place, _ in charged) if len(charged) > 1 else frozenset()
+        suspects = frozenset(map(value_of, charged)) if len(charged) > 1 else frozenset()
         members = board.edges[group + 1].shape.producers // len(participants)
         return Decision(suspects=suspects, given_up=self._given_up(group, member, ats, members))
 
@@ -153,7 +159,8 @@ class Ledger:
         """Forget what a member died of before it claimed something, or its step committed something."""
         out = board.edges[group + 1]
         own = sum(board.job[who][0] for who in participants)
-        step = sum(out.head) + sum(sum(board.job[who]) for who in range(out.first, out.first + out.shape.producers))
+        workers = range(out.first, out.first + out.shape.producers)
+        step = sum(out.head) + sum(sum(board.job[who]) + _grown(board, group, who) for who in workers)
         if own != self._own.get(member):
             self._openings[member] = 0
         if step != self._step.get(group):
@@ -186,13 +193,22 @@ class Ledger:
         verdicts, suspects = self._verdicts.get(group, {}), set(decision.suspects)
         return base._replace(verdicts=verdicts, tries=self._tries(group), suspects=suspects, fatal=fatal)
 
-    def _tries(self, group: int) -> dict[int, int]:
-        """For each item of a group, by its place, how often workers died of it."""
-        found: Counter[int] = Counter()
-        for (number, (place, _)), deaths in self._deaths.items():
+    def _tries(self, group: int) -> dict[Value, int]:
+        """For each value of a group, how often workers died of it."""
+        found: Counter[Value] = Counter()
+        for (number, call), deaths in self._deaths.items():
             if number == group:
-                found[place] += deaths
+                found[value_of(call)] += deaths
         return dict(found)
+
+
+def _grown(board: Board, group: int, who: int) -> int:
+    """What a worker has published of the item that it claimed, as a number that grows."""
+    edge, item = board.edges[group + 1], max(0, board.job[who][0] - 1)
+    head = edge.head[item % edge.window]
+    return (
+        edge.grown[item % edge.window * edge.depth + (head - 1 & LOW) % edge.depth] if head >> SHIFT == item and head & LOW else 0
+    )
 
 
 def _verdict(kind: str, deaths: int, how: str, more: str, seconds: float) -> Verdict:

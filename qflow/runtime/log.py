@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from qflow.runtime.codec import ALIGN, Encoded, decode
+from qflow.runtime.codec import ALIGN, Body, Encoded, decode
 from qflow.runtime.memory import Memory
 
 REGIONS = 3
@@ -56,17 +56,6 @@ def _read(region: memoryview, end: int) -> Iterator[Any]:
         size = region[at : at + ALIGN].cast("Q")[0]
         yield decode(Body(region[at + ALIGN : at + ALIGN + size]), 0, read_only=True, views=False)[0]
         at += ALIGN + -(-size // ALIGN) * ALIGN
-
-
-class Body:
-    """Bytes of an item that lie in no cell, for `codec.decode`."""
-
-    def __init__(self, region: memoryview) -> None:
-        self._region = region
-
-    def region(self, cell: int) -> memoryview:
-        """All of them."""
-        return self._region
 
 
 def copied(encoded: Encoded) -> Body:

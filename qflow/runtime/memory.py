@@ -72,8 +72,8 @@ def stride_for(cells: int) -> int:
 
 
 def bytes_needed(shape: EdgeShape, stride: int) -> int:
-    """Bytes of addresses for all cells of an edge."""
-    return shape.producers * (shape.large * stride + shape.extra * SMALL)
+    """Bytes of addresses for all cells of an edge, and for what its takers copy out of them."""
+    return shape.producers * (shape.large * stride + shape.extra * SMALL) + shape.takers * SMALL
 
 
 def words_of(fd: int, count: int) -> memoryview:
@@ -157,6 +157,12 @@ class Cells:
             size = self.stride if cell % self.shape.cells < self.shape.large else SMALL
             found = self._regions[cell] = self._bytes[start : start + size]
         return found
+
+    def inbox(self, taker: int) -> memoryview:
+        """Where one of the edge's takers keeps the small values that it works on."""
+        start = self._start(self.shape.all_cells) + taker * SMALL
+        self._map.reserve(start, SMALL)
+        return self._bytes[start : start + SMALL]
 
     def lease(self, cell: int, start: int, end: int) -> Lease:
         """A view on bytes of a cell, which notes the cell in ``returned`` when it is gone."""

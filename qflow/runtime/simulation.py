@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,8 +36,9 @@ class Simulation:
         self.board, self.rng = board, rng
         board.watched = True
         self.bells = [0] * board.shape.participants
-        self.cursors: list[deque[tuple[int, int]]] = [deque([(1, 0)]) for _ in range(steps)]
+        self.cursors: list[deque[tuple[int, int, int]]] = [deque([(1, 0, 0)]) for _ in range(steps)]
         self.actors: dict[int, Actor] = {}
+        self._met: Counter[str] = Counter()  # points, how often workers came to them
 
     def able(self) -> list[int]:
         """Who can act now."""
@@ -55,11 +56,18 @@ class Simulation:
             raise InternalError(f"Nobody can act: { ({who: actor.action for who, actor in self.actors.items()}) }.")
         return self.rng.choice(able)
 
+    def victim(self) -> int:
+        """A worker that is to die: rather one at a point where few have been."""
+        points = {who: str(actor.action) for who, actor in self.actors.items() if actor.step is not None}
+        return self.rng.choices([*points], [1 / (1 + self._met[point]) for point in points.values()])[0]
+
     def act(self, who: int) -> None:
         """Let an actor do what it is at, and come to its next action; it goes at its end."""
         actor = self.actors[who]
         try:
             actor.action = actor.acting.send(self._outcome(who, actor))
+            if type(actor.action) is str:
+                self._met[actor.action] += 1
         except StopIteration:
             del self.actors[who]
 
@@ -74,10 +82,10 @@ class Simulation:
                 self.bells[other] += 1
             case ("cursor",):
                 assert actor.step is not None
-                self.board.hand[who][0], self.board.hand[who][1] = self.cursors[actor.step].popleft()
-            case ("pass", number, place):
+                self.board.hand[who][0], self.board.hand[who][1], self.board.hand[who][2] = self.cursors[actor.step].popleft()
+            case ("pass", number, place, offset):
                 assert actor.step is not None
-                self.cursors[actor.step].append((number, place))
+                self.cursors[actor.step].append((number, place, offset))
             case ("passed?",):
                 assert actor.step is not None
                 return bool(self.cursors[actor.step])

@@ -10,7 +10,7 @@ from qflow.runtime.codec import encode
 from qflow.runtime.desk import Desk
 from qflow.runtime.ledger import Verdict
 from qflow.runtime.log import Log
-from qflow.runtime.turn import Parcel
+from qflow.runtime.turn import Claim, Parcel
 
 UNWRITTEN = 3  # in place of a half of the log, 1 or 2: what the stream keeps can't be sent, so nobody can go on from it
 SNAPSHOT = 1 << 26  # bytes of records from which on the state is written anew, when it was less than a quarter of them
@@ -31,6 +31,15 @@ class StreamDesk(Desk):
             "save": self._save,
             "done?": lambda: self._row is not None and self._row.done,
         }
+
+    def _share(self, available: int) -> int:
+        """All of them: nobody else could take them meanwhile."""
+        return 1 if self._alone else available
+
+    def _lies(self, claim: Claim) -> memoryview:
+        """In their cell, until what the stream has made of them is committed."""
+        region: memoryview = self.inputs.region(claim.cell)
+        return region
 
     def _row_at_start(self) -> Row | None:
         return None  # it is made when it is restored
@@ -57,7 +66,7 @@ class StreamDesk(Desk):
         return self._row.done
 
     def _finish(self) -> None:
-        self._calls = self.at[1] = 0
+        self._calls = self._at_value = self.at[1] = 0
         self._value = NO_ITEM
         self._results = None if self._row is None else self._row.finish()
 

@@ -1,19 +1,19 @@
 """Streaming: the worker of a stream, which writes down what it keeps.
 
-A stream takes the entries of its edge one after another and numbers its results anew. What it has taken
+A stream takes the values of its edge one after another and numbers its results anew. What it has taken
 and not yet given out would die with its worker, so it lies in a log, in memory that outlives the worker:
 
-    take      the entry at ``place``; its cell stays taken
-    push      results become items ``item``, ``item + 1`` ... of the output edge
+    take      the values at a position; their cell stays taken
+    push      results are put (`turn.Numbered`), which count themselves
     save      the log: what was taken is added, or, once results came, what is still kept is written anew
-    commit    a slot of words: place, item, half and end of the log; one store makes it the valid one
-    release   the cells of the entries before ``place``
+    commit    a slot of words: the position, half and end of the log, results given; one store makes it the valid one
+    release   the cells of the entries before the position
 
-Small entries that lie there already are saved and committed together, at most `BULK` of them.
+Small values that lie there already are saved and committed together, at least `BULK` of them.
 
-A replacement frees the cells of entries before the place of the valid slot, builds the stream from its log
-and goes on at its place: later entries are pushed again, and those of their results that lie in their
-lanes already are not put again.
+A replacement frees the cells of entries before the position of the valid slot, builds the stream from its log
+and goes on at its position: later values are pushed again, and those of their results that were put already
+are not put again.
 
 ``job``: 0 the version, whose lowest bit tells the valid slot; then the two slots.
 Effects beside those of `turn`:
@@ -28,20 +28,21 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from qflow.runtime.board import END, KEPT, SHIFT, Board, Words
-from qflow.runtime.turn import Acting, Claim, Parcel, Putter, Taker, claim_of, ring_everybody
+from qflow.runtime.board import KEPT, PACKED, SHIFT, Board, Words
+from qflow.runtime.turn import NOTHING, Acting, Cancelled, Claim, Numbered, Putter, Taker, ring_everybody
 
 BULK = 16  # of the 64 small entries that may wait
 
 
 class Slot(NamedTuple):
-    """Where a stream is: next entry, next result, its log, whether it needs no more."""
+    """Where a stream is: the position of the next value, its log, whether it needs no more, and how many results it gave."""
 
     place: int = 0
-    item: int = 0
+    offset: int = 0
     half: int = 0
     end: int = 0
     done: int = 0
+    given: int = 0
 
 
 WORDS = len(Slot._fields)
@@ -76,7 +77,8 @@ def stream(board: Board, edge: int, me: int) -> Acting:
 
     Raises Cancelled when the run is stopped.
     """
-    taker, putter, job = Taker(board, board.edges[edge], me), Putter(board, board.edges[edge + 1], 0), board.job[me]
+    taker, job = Taker(board, board.edges[edge], me), board.job[me]
+    numbered = Numbered(Putter(board, board.edges[edge + 1], 0))
     cells_each, first_small = taker.edge.cells_each, taker.edge.shape.large
     slot = valid_slot(job)
     if job[0]:
@@ -85,48 +87,78 @@ def stream(board: Board, edge: int, me: int) -> Acting:
         yield from taker.seen(slot.place >> SHIFT)
     else:
         yield from _commit(board, me, slot)
-    if putter.edge.total[0]:  # a predecessor has said the end
+    if numbered.putter.edge.total[0]:  # a predecessor has said the end
         return
-    place, item, half, end, _ = slot
+    place, offset, half, end, _, given = slot
+    before = numbered.given  # results that predecessors have put
     pushed: list[Claim] = []  # and not yet committed
+    over: list[tuple[int, int]] = []  # entries of those that are wholly taken, and what comes after each
 
     def commit() -> Acting:
         nonlocal half, end
         half, end = yield ("save", half, end)
-        yield from _commit(board, me, Slot(place, item, half, end, done))
+        yield from _commit(board, me, Slot(place, offset, half, end, done, given))
         for claim in pushed:
             kept = yield ("release", claim)
-            yield from taker.free(claim.cell, claim.place, kept)
+            if not claim.kind & PACKED:
+                yield from taker.free(claim.cell, claim.place, kept)
             if board.watched:
                 yield "released"
+        for each, after in over:
+            yield from taker.forget(each, after)
         pushed.clear()
-        yield from taker.seen(place >> SHIFT)
+        over.clear()
 
     def skip(after: int) -> Acting:
-        nonlocal place
-        place = after
+        nonlocal place, offset
+        place, offset = after, 0
         return commit()
+
+    def give() -> Acting:
+        """Put the results that come now, but for those that were put before."""
+        nonlocal given
+        while True:
+            if given >= before:
+                yield from numbered.ready()
+            parcel = yield ("result",)
+            if parcel is None:
+                return
+            given += 1
+            if given > before:
+                yield from numbered.give(parcel)
 
     done = yield ("restore", half, end)
     while not done:
-        if pushed and (len(pushed) == BULK or not taker.there(place)):
+        if pushed and (sum(claim.values for claim in pushed) >= BULK or taker.found(place, offset) == NOTHING):
             yield from commit()
-        found = yield from taker.next_entry(place, skip)
-        if found is None:
+        claim = yield from taker.next_values(place, offset, skip)
+        if claim is None:
             break
-        entry, at, place = found
-        claim = claim_of(item, at, entry)
-        viewing = yield ("begin", claim)
-        item = yield from _give(putter, item)
-        pushed.append(claim)
-        done = yield ("done?",)
-        if done or viewing or claim.cell % cells_each < first_small:
+        if claim.kind & PACKED:
+            claim = claim._replace(values=(yield ("share", claim.values)))
+        viewing = False
+        for number in range(claim.values):
+            if board.cancelled[0]:
+                raise Cancelled
+            viewing = yield ("begin", claim, number)
+            yield from give()
+            offset = claim.offset + number + 1
+            done = yield ("done?",)
+            if done:
+                break
+        pushed.append(claim._replace(values=offset - claim.offset))
+        place, offset = taker.after(claim.place, offset)
+        if place != claim.place:
+            over.append((claim.place, place))
+        if done or viewing or (not claim.kind & PACKED and claim.cell % cells_each < first_small):
             yield from commit()
     yield ("finish",)
-    item = yield from _give(putter, item)
-    if putter.published(item)[0]:
-        item = yield from _complain(putter, item)
-    yield from putter.end(item)
+    yield from give()
+    if given < before:
+        parcel = yield ("fewer", given, before)
+        yield from numbered.ready()
+        yield from numbered.give(parcel)
+    yield from numbered.end()
 
 
 def _inherit(taker: Taker, place: int) -> Acting:
@@ -134,26 +166,3 @@ def _inherit(taker: Taker, place: int) -> Acting:
     for cell, word in enumerate(taker.edge.cell):
         if word == KEPT | taker.me or 0 < word <= place:
             yield from taker.change(cell, word, 0)
-
-
-def _give(putter: Putter, item: int) -> Acting:
-    """Put the results that come now, from item number ``item`` on, but for those that lie there -> the number after them."""
-    while True:
-        yield from putter.lane_free(item)
-        parcel = yield ("result",)
-        if parcel is None:
-            return item
-        if not putter.published(item)[0]:
-            yield from putter.put(item, Parcel(parcel.kind | END, parcel.nbytes, parcel.content))
-        item += 1
-
-
-def _complain(putter: Putter, item: int) -> Acting:
-    """A predecessor has given more results than came now; an error is the last -> the number after it."""
-    last = item
-    while putter.published(last)[0]:
-        last += 1
-    parcel = yield ("fewer", item, last)
-    yield from putter.lane_free(last)
-    yield from putter.put(last, parcel)
-    return last + 1

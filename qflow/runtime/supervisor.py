@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING
 from qflow.errors import InternalError, QFlowError, ResourceError
 from qflow.graph.plan import Group
 from qflow.runtime import postmortem
-from qflow.runtime.board import SHIFT
 from qflow.runtime.child import kill, readable, send, stopped
 from qflow.runtime.clock import Clock, Due
-from qflow.runtime.ledger import Ledger, Orders
+from qflow.runtime.ledger import Ledger, Orders, Value
 from qflow.runtime.needs import start_thread
 from qflow.runtime.worker import Start, receive_message
 
@@ -47,7 +46,7 @@ class Supervisor:
         self._resting: set[int] = set()
         self._left: set[int] = set()  # members that ended by themselves, to be replaced by fresh ones
         self._stopped: set[int] = set()  # members that were found to be stopped when their time was up
-        self._overdue: dict[int, set[int]] = {}  # of a member, the places of the items whose time is up
+        self._overdue: dict[int, set[Value]] = {}  # of a member, the values whose time is up
         self._killer = postmortem.Killer()
         self._member_of = {who: number for number, member in crew.members.items() for who in member.participants}
         limits = {who: self._timeout(crew.members[number].group) for who, number in self._member_of.items()}
@@ -220,7 +219,7 @@ class Supervisor:
     # ---- the clock
 
     def _do(self, due: Due) -> None:
-        who, place, _ = due.running
+        who = due.running.who
         number = self._member_of[who]
         member = self.crew.members.get(number)
         if member is None:
@@ -228,12 +227,12 @@ class Supervisor:
         if self._excusable(number, member):
             self._clock.excuse(who)
         elif due.action == "tell":
-            self._tell(member, due.seconds, place)
+            self._tell(member, due)
         elif due.action == "look":
             postmortem.clear(member.fault)
             send(member.child, signal.SIGUSR1)
         else:
-            self._overdue.setdefault(number, set()).add(place)
+            self._overdue.setdefault(number, set()).add(due.running.value)
             kill(member.child)
 
     def _excusable(self, number: int, member: Member) -> bool:
@@ -245,8 +244,10 @@ class Supervisor:
         self._stopped.discard(number)
         return was_stopped or self.crew.channels.drain(member.group)
 
-    def _tell(self, member: Member, seconds: float, place: int) -> None:
-        at = f"at item {place >> SHIFT} of its input" if place >= 0 else "while it was loaded or built"
+    def _tell(self, member: Member, due: Due) -> None:
+        who, place = due.running.who, due.running.place
+        taken = self.crew.channels.board.counts[who][1]
+        at = f"at number {taken} of the items that it took" if place >= 0 else "while it was loaded or built"
         name, pid = self.crew.names[member.group], member.child.pid
         stack = postmortem.stack(member.fault)
-        log.warning("Step %r has given no result for %d seconds (process %d, %s).%s", name, seconds, pid, at, stack)
+        log.warning("Step %r has given no result for %d seconds (process %d, %s).%s", name, due.seconds, pid, at, stack)

@@ -1,16 +1,20 @@
-"""Take in turn: how items are taken, worked on and handed on, in order, by any number of workers.
+"""Take in turn: how values are taken, worked on and handed on, in order, by any number of workers.
 
-Order is decided when an item is *taken*. A step has one cursor: "the next item is entry t of input
-lane i, and gets number q". The worker that holds it takes that entry, hands the cursor to the next
-idle worker at once, and publishes its results to output lane q, its own until the item is finished.
-The next step reads the lanes in order, so a slow item holds nobody's turn and nothing is stashed.
+Order is decided when a value is *taken*. A step has one cursor: "what comes next begins at this position
+of the input edge, and is item q of the output edge". The worker that holds it claims the values it will
+work on, hands the cursor to the next idle worker at once, and publishes its results to output lane q, its
+own until the item is finished. The next step reads the lanes in order, so a slow item holds nobody's turn
+and nothing is stashed.
 
     cursor   1. take it (a blocking read straight into the own ``hand``, one system call)
-    window   2. wait until output lane q may be reused, and until the input entry is there
-    claim    3. write ``job``; the store of its number is the claim; hand the cursor on
-    run      4. run the step; for each result: find a free cell of the own, fill it, publish
-    commit      an entry, then ``head``: one store is the commit; the last entry carries END
+    window   2. wait until output lane q may be reused, and until the input has something
+    claim    3. copy small values out of their cell; write ``job``; the store of its number is the claim; hand the cursor on
+    run      4. run the step; for each result: grow the last entry, or find a free cell of the own, fill it, publish
+    commit      an entry, then ``head``, or ``grown``: one store is the commit, and says how far the worker is
     release  5. free the input's cell, unless somebody keeps a view; ``job`` says finished
+
+Small values share cells, and a worker takes as many of them at once as it will do in a moment (`SHARE` of
+`desk`). A result can be taken as soon as it is written, so nobody ever waits for a message to be full.
 
 The functions here are generators over the words of a `Board`: pure but for those words. They yield
 what is to be done outside, and are resumed with its outcome:
@@ -18,14 +22,18 @@ what is to be done outside, and are resumed with its outcome:
     ("wait",)                block until somebody rings the own bell
     ("ring", who)            ring a participant's bell
     ("cursor",)              read the step's cursor into the own hand, blocking
-    ("pass", q + 1, place)   write the cursor
+    ("pass", q + 1, place, offset)   write the cursor
     ("passed?",)             whether a cursor lies in the pipe (a replacement asks)
-    ("begin", claim)         load the input and start the step on it -> whether it has views on its cell
-    ("result",)              -> the next parcel of the item at work, or None after the last
-    ("fewer", now, before)   -> the parcel of an error: a predecessor had more results of this item
-    ("other",)               -> the same: a predecessor had other results of this item
+    ("share", n)             of n small values that lie there -> how many to claim
+    ("copy", claim)          copy the claimed small values out of their cell, to memory that outlives the worker
+    ("dash", claim, k, putter)   let `Dash` do as many values as it can, from k on -> the first that it could not
+    ("begin", claim, k)      load value k of the claim and start the step on it -> whether it has views on its cell
+    ("result",)              -> the next parcel of the value at work, or None after the last
+    ("fewer", now, before)   -> the parcel of an error: a predecessor had more results of this value
+    ("other",)               -> the same: a predecessor had other results of this value
     ("fill", cell, parcel)   copy the parcel into the cell
-    ("release", claim)       the item is finished -> whether a view on its cell is kept
+    ("add", cell, parcel)    copy the parcel behind those in the cell -> whether it has room, and is of a kind with them
+    ("release", claim)       the claim is finished -> whether a view on its cell is kept
     "name"                   nothing: a point between two stores, where tests kill; only if the board is ``watched``
 
 A participant that starts on words left by a dead predecessor goes on where that one was (`work`
@@ -35,17 +43,46 @@ of liveness are in the project's protocol notes; a test explores every interleav
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Generator
 from itertools import islice
 from typing import Any, NamedTuple
 
 from qflow.graph.plan import SMALL
-from qflow.runtime.board import CELL, CELL_BITS, DATA, END, ERROR, KEPT, LOW, POISON, SHIFT, Board, Edge, Words
+from qflow.runtime.board import (
+    CALLS,
+    CLOSED,
+    COUNT,
+    DATA,
+    DONE,
+    END,
+    ENDED,
+    ERROR,
+    GIVEN,
+    KEPT,
+    KINDS,
+    LOW,
+    OFFSET,
+    PACKED,
+    PARTS,
+    POISON,
+    RESULTS,
+    SHIFT,
+    Board,
+    Edge,
+    Phase,
+    Words,
+)
+from qflow.runtime.fence import Fence
 
 Acting = Generator[Any, Any, Any]
+Columns = tuple[Any, Any]
+Function = Callable[[Any], Any]
 SWEPT = 256  # cells looked at in one sweep
 ANY = (1 << 44) - 1  # in place of an item: any entry will do
+NUMBER = 16  # bytes of a number and its index path in a cell
+LEAST, MORE = -(1 << 63), 1 << 63  # of such a number
+STEP = 1 << DONE | 1  # what one more result does to a word of ``grown``
+NOTHING, NEXT_ENTRY, NEXT_ITEM = 0, -1, -2  # what a taker finds at a position, when not values
 
 
 class Cancelled(BaseException):
@@ -53,24 +90,34 @@ class Cancelled(BaseException):
 
 
 class Parcel(NamedTuple):
-    """A result ready to be copied into a cell: kind (DATA or ERROR; with END when known to be the last), bytes, content.
+    """A result ready to be copied into a cell.
 
-    ``mark`` tells it from another one that came in its place, at most `board.MARK`; 0: nobody asks.
+    ``kind``: DATA or ERROR; with END when it is known to be its value's last.
+    ``mark`` is a digest of this result and those before it of the same value, in 32 bits; 0: nobody asks.
+    ``packs``: whether it may share a cell. ``values``: of a feed's numbers, how many there are.
     """
 
     kind: int
     nbytes: int
     content: Any = None
     mark: int = 0
+    packs: bool = False
+    values: int = 1
 
 
 class Claim(NamedTuple):
-    """An item in a worker's hands: its number in the step, the entry's place in the input edge, its kind and cell."""
+    """Values in somebody's hands: the item's number, the entry's place, the first one's offset, how many, its kind and cell."""
 
     number: int
     place: int
+    offset: int
+    values: int
     kind: int
     cell: int
+
+    def has(self, place: int, offset: int) -> bool:
+        """Whether a value is one of them."""
+        return place == self.place and self.offset <= offset < self.offset + self.values
 
 
 class Side:
@@ -78,21 +125,24 @@ class Side:
 
     def __init__(self, board: Board, edge: Edge, me: int) -> None:
         self.board, self.edge, self.me = board, edge, me
-        lock = threading.Lock()  # nobody else's: a lock that another thread has is no fence
-        self._acquire, self._release = lock.acquire, lock.release
+        fence = Fence()
+        self.fenced = fence.needed
+        self.fence, self._fence_of_who_waits = fence.light, fence.heavy
 
-    def fence(self) -> None:
-        """Let the store before be seen before the load after; to take and release a lock is a full barrier on x86."""
-        self._acquire()
-        self._release()
+    def until(self, ready: Callable[[], Any], word: Words, at: int, mark: int, waits: Words | None = None) -> Acting:
+        """Wait until ``ready()``: leave a mark, look once more, sleep. Whoever makes it ready sees the mark and rings.
 
-    def until(self, ready: Callable[[], Any], word: Words, at: int, mark: int) -> Acting:
-        """Wait until ``ready()``: leave a mark, look once more, sleep. Whoever makes it ready sees the mark and rings."""
+        ``waits`` counts, so that nobody need ring twice for one sleep.
+        """
         while not ready():
             if self.board.watched:
                 yield "not ready"
+            if waits is not None:
+                waits[0] += 1
             word[at] = mark
-            self.fence()
+            if self.board.watched:
+                yield "marked"
+            self._fence_of_who_waits()
             if self.board.cancelled[0]:
                 raise Cancelled
             if ready():
@@ -102,32 +152,37 @@ class Side:
             word[at] = 0
 
 
-def claim_of(number: int, place: int, entry: int) -> Claim:
-    """The claim on an entry."""
-    return Claim(number, place, entry & 7, entry >> 3 & CELL)
-
-
 class Taker(Side):
-    """Takes the entries of an edge, one after another, in order."""
+    """Takes the values of an edge, one after another, in order. A position: an entry's place, and an offset in it."""
 
-    def there(self, place: int) -> bool:
-        """Whether the entry at a place has been published."""
-        item = place >> SHIFT
-        head = self.edge.head[item % self.edge.window]
-        return head > place and head >> SHIFT == item
+    def slot(self, place: int) -> int:
+        """Where the words of an entry lie."""
+        return (place >> SHIFT) % self.edge.window * self.edge.depth + (place & LOW) % self.edge.depth
 
-    def look(self, place: int) -> Acting:
-        """Wait for the entry at a place; None when the edge ends before it."""
-        edge, item = self.edge, place >> SHIFT
-        if not self.there(place):
+    def found(self, place: int, offset: int) -> int:
+        """How many values lie at a position; or that it goes on with `NEXT_ENTRY` or `NEXT_ITEM`; or `NOTHING` yet."""
+        edge = self.edge
+        head = edge.head[(place >> SHIFT) % edge.window]
+        if head > place:  # before the entry grows: what follows another one is whole
+            if head >> SHIFT != place >> SHIFT:
+                return NOTHING
+            grown = edge.grown[self.slot(place)]
+            more = (grown & COUNT) - offset
+            if more > 0:
+                return more
+            if head > place + 1:
+                return NEXT_ENTRY
+            return NEXT_ITEM if grown & ENDED else NEXT_ENTRY if grown & CLOSED else NOTHING
+        if head == place and place & LOW and edge.grown[self.slot(place - 1)] & ENDED:
+            return NEXT_ITEM
+        return NOTHING
 
-            def ready() -> bool:
-                return self.there(place) or (edge.total[0] != 0 and item >= edge.total[0] - 1)
-
-            yield from self.until(ready, edge.taker_wait, 0, item << 20 | self.me + 1)
-            if not self.there(place):
-                return None
-        return edge.entry[item % edge.window * edge.depth + (place & LOW) % edge.depth]
+    def after(self, place: int, offset: int) -> tuple[int, int]:
+        """The position that comes next: this one, or where the next entry will be."""
+        found = self.found(place, offset)
+        if found == NEXT_ENTRY:
+            return place + 1, 0
+        return ((place >> SHIFT) + 1 << SHIFT, 0) if found == NEXT_ITEM else (place, offset)
 
     def seen(self, item: int) -> Acting:
         """Lanes below ``item`` are wholly taken and may be reused."""
@@ -139,21 +194,42 @@ class Taker(Side):
             if waits and item >= waits >> 20:
                 yield ("ring", (waits & 0xFFFFF) - 1)
 
-    def next_entry(self, place: int, save: Callable[[int], Acting]) -> Acting:
-        """The next entry that holds something, from ``place`` on -> (entry, its place, the place after), or None at the end.
+    def next_values(self, place: int, offset: int, save: Callable[[int], Acting]) -> Acting:
+        """The next values, from a position on -> a Claim of all that lie there in one entry, or None at the end of the edge.
 
-        ``save`` notes the place before the lane below it may be reused.
+        ``save`` notes the place of an entry of which nothing is taken, before what is over may be reused.
         """
+        edge = self.edge
         while True:
-            entry = yield from self.look(place)
-            if entry is None:
-                return None
-            after = (place >> SHIFT) + 1 << SHIFT if entry & END else place + 1
-            if entry & (DATA | ERROR):
-                return entry, place, after
-            place = after
+            found = self.found(place, offset)
+            item = place >> SHIFT
+            if found == NOTHING:
+                yield from self.until(self._ready(place, offset), edge.taker_wait, 0, item << 20 | self.me + 1, edge.taker_waits)
+                if (found := self.found(place, offset)) == NOTHING:
+                    return None
+            if found > 0:
+                entry = edge.entry[self.slot(place)]
+                return Claim(item, place, offset, found, entry & (1 << KINDS) - 1, entry >> KINDS)
+            over, (place, offset) = place, self.after(place, offset)
             yield from save(place)
-            yield from self.seen(place >> SHIFT)
+            yield from self.forget(over, place)
+
+    def _ready(self, place: int, offset: int) -> Callable[[], bool]:
+        """Whether something is found at a position, or nothing ever will be."""
+        total, item = self.edge.total, place >> SHIFT
+        return lambda: self.found(place, offset) != NOTHING or (total[0] != 0 and item >= total[0] - 1)
+
+    def forget(self, place: int, after: int, *, holding: bool = True) -> Acting:
+        """An entry is over, and whoever takes it is noted to be after it: free its cell if it was a packed one.
+
+        ``holding`` the cursor: also the lanes before are.
+        """
+        if place != after and self.edge.head[(place >> SHIFT) % self.edge.window] > place:
+            entry = self.edge.entry[self.slot(place)]
+            if entry & PACKED:
+                yield from self.free(entry >> KINDS, place)
+        if holding:
+            yield from self.seen(after >> SHIFT)
 
     def free(self, cell: int, place: int, kept: bool = False) -> Acting:
         """The cell is no longer needed, if it still holds the entry of that place; or a view on it is kept."""
@@ -189,13 +265,20 @@ class Putter(Side):
     def __init__(self, board: Board, edge: Edge, producer: int) -> None:
         super().__init__(board, edge, edge.first + producer)
         self.producer = producer
-        self.base, self.first_cell = edge.shape.base[producer], producer * edge.cells_each
-        self.first_small = self.first_cell + edge.shape.large
+        shape = edge.shape
+        self.base, self.first_cell = shape.base[producer], producer * edge.cells_each
+        self.packed = shape.packed[producer] if shape.packed else 0
+        self.first_small = self.first_cell + shape.large
         self._free = list(range(self.first_small - 1, self.first_cell - 1, -1))
         self._free_small = list(range(self.first_cell + edge.cells_each - 1, self.first_small - 1, -1))
-        self._held: dict[int, int] = {}  # cell -> bytes, of published cells not known to be free, oldest first
-        self._held_bytes = 0
+        self._held: dict[
+            int, tuple[int, int]
+        ] = {}  # cell -> bytes, values; of published cells not known to be free, oldest first
+        self._bytes = self._values = 0  # held
         self._kept: set[int] = set()  # published cells on which a taker keeps views
+        self._open = -1  # the item whose last entry may grow
+        self._cell = 0  # of that entry
+        self._rung = 0  # for which of the taker's waits
         self._inherit()
 
     def _inherit(self) -> None:
@@ -210,15 +293,36 @@ class Putter(Side):
             if tag >= KEPT:
                 self._kept.add(cell)
             elif tag:
-                self._held[cell] = 0
+                item, number = tag - 1 >> SHIFT, tag - 1 & LOW
+                slot = item % edge.window * edge.depth + number % edge.depth
+                self._hold(cell, 0, edge.grown[slot] & COUNT)
 
-    def _room(self, nbytes: int) -> list[int] | None:
-        """The free cells from which a result of so many bytes may take one now."""
-        waiting, shape = len(self._held), self.edge.shape
-        fits = self._held_bytes + nbytes <= shape.small and waiting < self.base + shape.extra
-        if nbytes <= SMALL and self._free_small and (fits or waiting < self.base):
+    def _hold(self, cell: int, nbytes: int, values: int = 1) -> None:
+        """More lies in a cell."""
+        bytes_before, values_before = self._held.get(cell, (0, 0))
+        self._held[cell] = bytes_before + nbytes, values_before + values
+        self._bytes += nbytes
+        self._values += values
+
+    def _room(self, parcel: Parcel) -> list[int] | None:
+        """The free cells from which a result may take one now."""
+        shape, waiting = self.edge.shape, len(self._held)
+        if not shape.extra:
+            return self._free if self._free and self._values < (self.packed if parcel.packs else self.base) else None
+        fits = self._bytes + parcel.nbytes <= shape.small and waiting < self.base + shape.extra
+        if parcel.nbytes <= SMALL and self._free_small and (fits or waiting < self.base):
             return self._free_small
         return self._free if self._free and waiting < self.base else None
+
+    def _may_grow(self, nbytes: int) -> bool:
+        """Whether the bounds let the open entry grow by one value."""
+        shape = self.edge.shape
+        in_cell, values = self._held.get(self._cell, (0, shape.most))
+        if values >= shape.most:
+            return False
+        if not shape.extra:
+            return self._values < self.packed
+        return self._bytes + nbytes <= shape.small and in_cell + nbytes <= shape.small // PARTS
 
     def _sweep(self, *, wholly: bool) -> None:
         """Find the cells that the takers have freed, among the oldest; ``wholly``: also behind one that is in use."""
@@ -230,24 +334,26 @@ class Putter(Side):
             elif not wholly:
                 break
         for cell in freed:
-            self._held_bytes -= self._held.pop(cell)
+            nbytes, values = self._held.pop(cell)
+            self._bytes -= nbytes
+            self._values -= values
         self._kept.update(freed)
         for cell in [cell for cell in self._kept if words[cell] == 0]:
             self._kept.discard(cell)
             (self._free if cell < self.first_small else self._free_small).append(cell)
 
-    def reserve(self, nbytes: int) -> Acting:
+    def _reserve(self, parcel: Parcel) -> Acting:
         """Wait for a free cell of the own -> its number. Recently freed cells come first: their memory is warm."""
         if len(self._held) >= self.base:
             self._sweep(wholly=False)
-        if self._room(nbytes) is None:
+        if self._room(parcel) is None:
 
             def ready() -> bool:
                 self._sweep(wholly=True)
-                return self._room(nbytes) is not None
+                return self._room(parcel) is not None
 
             yield from self.until(ready, self.edge.cell_wait, self.producer, 1)
-        return (self._room(nbytes) or self._free).pop()
+        return (self._room(parcel) or self._free).pop()
 
     def lane_free(self, item: int) -> Acting:
         """Wait until the lane of an item may be reused."""
@@ -256,57 +362,127 @@ class Putter(Side):
             enough = item - edge.window + 1 + edge.shape.slack
             yield from self.until(lambda: edge.taken[0] >= enough, edge.lane_wait, 0, enough << 20 | self.me + 1)
 
-    def publish(self, item: int, kind: int, cell: int, nbytes: int, mark: int = 0) -> Acting:
-        """Add an entry to the item's lane; ``cell`` counts only for DATA and ERROR. The store of ``head`` commits it."""
+    def _last(self, item: int) -> int | None:
+        """Where the words of the last entry of an item lie; None when it has none."""
+        edge, lane = self.edge, item % self.edge.window
+        head = edge.head[lane]
+        if head >> SHIFT != item or not head & LOW:
+            return None
+        return lane * edge.depth + (head - 1 & LOW) % edge.depth
+
+    def _wake(self, item: int) -> Acting:
+        """Ring the taker, if it waits for what has just been stored and was not yet rung."""
+        self.fence()
+        wait = self.edge.taker_wait
+        if not wait[0]:
+            return
+        count = self.edge.taker_waits[0]
+        if self.board.watched:
+            yield "waking"
+        waits = wait[0]  # after the count: else another one's wait could count as rung
+        if waits and waits >> 20 in (item, ANY) and self._rung != count:
+            self._rung = count
+            yield ("ring", (waits & 0xFFFFF) - 1)
+
+    def publish(self, item: int, parcel: Parcel | None, cell: int, grown: int, mark: int = 0) -> Acting:
+        """Add an entry to the item's lane, without a cell if there is no parcel. The store of ``head`` commits it."""
         edge, lane = self.edge, item % self.edge.window
         place = edge.head[lane]
-        if place >> SHIFT != item or not place & LOW:
-            place = item << SHIFT
+        if place >> SHIFT != item:  # a replacement may still look at what the lane held before
+            edge.head[lane] = place = item << SHIFT
+            if self.board.watched:
+                yield "opened"
+        slot = lane * edge.depth + (place & LOW) % edge.depth
         if place & LOW >= edge.depth:  # the entry that lies there now must have been taken: its cell no longer bears its tag
             old, mine = place - edge.depth + 1, range(self.first_cell, self.first_cell + edge.cells_each)
             yield from self.until(lambda: all(edge.cell[each] != old for each in mine), edge.cell_wait, self.producer, 1)
-        if kind & (DATA | ERROR):
+        if parcel is None:
+            edge.entry[slot] = 0
+        else:
             edge.cell[cell] = place + 1
-            self._held[cell] = nbytes
-            self._held_bytes += nbytes
+            self._hold(cell, parcel.nbytes, parcel.values)
             if self.board.watched:
                 yield "tagged"
-        edge.entry[lane * edge.depth + (place & LOW) % edge.depth] = mark << CELL_BITS + 3 | cell << 3 | kind
+            kind = parcel.kind & (DATA | ERROR) | (PACKED if parcel.packs else 0)
+            edge.entry[slot] = cell << KINDS | kind
+        edge.grown[slot], edge.mark[slot] = grown, mark
         if self.board.watched:
             yield "written"
         edge.head[lane] = place + 1
-        self.fence()
         if self.board.watched:
             yield "committed"
-        waits = edge.taker_wait[0]
-        if waits and waits >> 20 in (item, ANY):
-            yield ("ring", (waits & 0xFFFFF) - 1)
+        yield from self._wake(item)
 
-    def put(self, item: int, parcel: Parcel) -> Acting:
-        """Reserve, fill, publish."""
-        cell = yield from self.reserve(parcel.nbytes)
+    def put(self, item: int, parcel: Parcel, progress: int, flags: int = 0, mark: int = 0) -> Acting:
+        """Publish a result: the last entry grows by it, or it gets a new one. ``progress``, ``flags``: for ``grown``."""
+        if parcel.packs and (yield from self.grow(item, parcel, progress | flags, mark)):
+            return
+        yield from self.close(item)
+        cell = yield from self._reserve(parcel)
         yield ("fill", cell, parcel)
         if self.board.watched:
             yield "filled"
-        yield from self.publish(item, parcel.kind, cell, parcel.nbytes, parcel.mark)
+        may_grow = parcel.packs and self.edge.shape.most > 1
+        yield from self.publish(item, parcel, cell, progress | (flags if may_grow else flags or CLOSED) | parcel.values, mark)
+        if may_grow and not flags:
+            self._open, self._cell = item, cell
 
-    def published(self, item: int) -> tuple[bool, int]:
-        """What a predecessor has published for an item: whether it finished, and how many results."""
-        edge, lane = self.edge, item % self.edge.window
-        head = edge.head[lane]
-        if head >> SHIFT > item:
-            return True, 0
-        count = head & LOW
-        if head >> SHIFT < item or not count:
-            return False, 0
-        return bool(edge.entry[lane * edge.depth + (count - 1) % edge.depth] & END), count
-
-    def differs(self, item: int, number: int, mark: int) -> bool:
-        """Whether a result of an item is known not to be what a predecessor has published in its place."""
-        edge, lane = self.edge, item % self.edge.window
-        if not mark or (edge.head[lane] & LOW) - number > edge.depth:  # written over since
+    def grow(self, item: int, parcel: Parcel, more: int, mark: int = 0) -> Acting:
+        """Put a result behind those of the item's last entry -> whether it could be."""
+        if self._open != item or not self._may_grow(parcel.nbytes) or not (yield ("add", self._cell, parcel)):
             return False
-        return edge.entry[lane * edge.depth + number % edge.depth] >> CELL_BITS + 3 not in (0, mark)
+        edge, slot = self.edge, self._last(item)
+        assert slot is not None
+        if self.board.watched:
+            yield "added"
+        self._hold(self._cell, parcel.nbytes, parcel.values)
+        if mark:
+            edge.mark[slot] = mark
+        edge.grown[slot] = more | (edge.grown[slot] & COUNT) + parcel.values
+        if self.board.watched:
+            yield "grown"
+        if more & (ENDED | CLOSED):
+            self._open = -1
+        yield from self._wake(item)
+        return True
+
+    def close(self, item: int) -> Acting:
+        """Let the last entry of an item grow no more: who waits for more of it must free its cell."""
+        slot = self._last(item)
+        self._open = -1
+        if slot is not None and not self.edge.grown[slot] & (ENDED | CLOSED):
+            self.edge.grown[slot] |= CLOSED
+            if self.board.watched:
+                yield "closed"
+            yield from self._wake(item)
+
+    def finish(self, item: int) -> Acting:
+        """The item has no more results."""
+        slot = self._last(item)
+        self._open = -1
+        if slot is None:
+            yield from self.publish(item, None, 0, ENDED)
+        else:
+            self.edge.grown[slot] |= ENDED
+            if self.board.watched:
+                yield "finished"
+            yield from self._wake(item)
+
+    def published(self, item: int) -> tuple[bool, int, int]:
+        """What a predecessor has published for an item: whether all, of how many values all, and how many results of the next."""
+        slot = self._last(item)
+        grown = 0 if slot is None else self.edge.grown[slot]
+        if self.edge.head[item % self.edge.window] >> SHIFT > item:  # looked at after the entry: the lane is another item's
+            return True, 0, 0
+        return bool(grown & ENDED), grown >> DONE & COUNT, grown >> GIVEN & RESULTS
+
+    def differs(self, item: int, given: int, mark: int) -> bool:
+        """Whether a result of an item is known not to be what a predecessor has published as the ``given``-th of its value."""
+        slot = self._last(item)
+        if not mark or slot is None:
+            return False
+        digest, number = divmod(self.edge.mark[slot], 1 << GIVEN)
+        return number == given and digest not in (0, mark)
 
     def end(self, items: int) -> Acting:
         """Say how many items the edge has, and wake everybody who may wait for that."""
@@ -317,6 +493,123 @@ class Putter(Side):
         yield from ring_everybody(self.board)
 
 
+class Numbered:
+    """Puts results that number the items of an edge themselves, as a feed or a stream does: an item is an entry.
+
+    Attributes:
+        given: how many results it has put.
+    """
+
+    def __init__(self, putter: Putter) -> None:
+        self.putter, edge = putter, putter.edge
+        self.given = 0
+        last = max((head for head in edge.head if head & LOW), default=0)
+        self.item = last >> SHIFT
+        if last:  # a predecessor's
+            slot = self.item % edge.window * edge.depth
+            self.given = edge.mark[slot] + (edge.grown[slot] & COUNT)
+
+    def ready(self) -> Acting:
+        """Wait until there is a lane for another result."""
+        if self.putter._open != self.item:
+            if self.putter.published(self.item)[0]:
+                self.item += 1
+            elif self.putter._last(self.item) is not None:
+                yield from self._turn()
+            yield from self.putter.lane_free(self.item)
+
+    def give(self, parcel: Parcel) -> Acting:
+        """Put a result."""
+        putter = self.putter
+        if putter._open == self.item:
+            if parcel.packs and (yield from putter.grow(self.item, parcel, 0)):
+                self.given += parcel.values
+                return
+            yield from self._turn()
+            yield from putter.lane_free(self.item)
+        growing = parcel.packs and putter.edge.shape.most > 1
+        yield from putter.put(self.item, parcel, 0, 0 if growing else ENDED, self.given)
+        self.given += parcel.values
+
+    def _turn(self) -> Acting:
+        """The item has no more results; the next one begins."""
+        yield from self.putter.finish(self.item)
+        self.item += 1
+
+    def end(self) -> Acting:
+        """There are no more results."""
+        if self.putter._last(self.item) is not None:
+            if not self.putter.published(self.item)[0]:
+                yield from self.putter.finish(self.item)
+            self.item += 1
+        yield from self.putter.end(self.item)
+
+
+class Dash:
+    """The quick way of a step that makes one number of one: what `_run` does, store for store, in one loop.
+
+    Args:
+        putter: with an entry of the claim's item that may grow.
+        at: the worker's word of what it is at.
+        ring: rings a participant's bell.
+    """
+
+    def __init__(self, putter: Putter, at: Words, ring: Callable[[int], object]) -> None:
+        self.putter, self.at, self.ring = putter, at, ring
+        self.outcome: Any = None  # of the call for the value that it could not do
+
+    def room(self) -> int:
+        """How many more numbers the open entry may hold."""
+        putter, shape = self.putter, self.putter.edge.shape
+        in_cell, values = putter._held[putter._cell]
+        if not shape.extra:
+            return min(shape.most - values, putter.packed - putter._values)
+        free = min(shape.small - putter._bytes, shape.small // PARTS - in_cell) // NUMBER
+        return min(shape.most - values, free)
+
+    def run(self, function: Function, kind: type, claim: Claim, k: int, inputs: Columns, outputs: Columns, at: int) -> int:
+        """Call the function for values from the ``k``-th of a claim on -> the first value that is not done.
+
+        ``inputs``: their paths and themselves; ``outputs``: where paths and results are written, from ``at`` on. A result
+        that is not of the ``kind`` stops it, or an exception: see ``outcome``.
+        One store commits a result, and that its value is done.
+        """
+        putter, slot, what = self.putter, self.putter._last(claim.number), self.at
+        assert slot is not None
+        (paths, values), (path_out, result_out) = inputs, outputs
+        grown, waits, size = putter.edge.grown, putter.edge.taker_wait, len(values)
+        now = grown[slot] & COUNT | k << DONE
+        first = claim.offset + k << OFFSET | 2 << CALLS | Phase.RUN  # call 1 is to load it
+        calls, commits = range(first, first + (size << OFFSET), 1 << OFFSET), range(now + STEP, now + STEP * (size + 1), STEP)
+        self.outcome = result = None
+        commit, fenced = now, putter.fenced
+        try:
+            for call, place, commit, path, value in zip(calls, range(at, at + size), commits, paths, values, strict=True):
+                what[0] = call
+                result = function(value)
+                if type(result) is not kind:
+                    self.outcome = result, None
+                    break
+                path_out[place] = path
+                result_out[place] = result
+                grown[slot] = commit
+                if fenced:
+                    putter.fence()
+                if waits[0]:
+                    for _, who in putter._wake(claim.number):
+                        self.ring(who)
+            else:
+                commit += STEP
+        except BaseException as error:
+            too_large = type(result) is int and not LEAST <= result < MORE
+            self.outcome = (result, None) if too_large else (None, error)
+        what[0] = Phase.IDLE
+        done = (commit - now) // STEP - 1
+        if done:
+            putter._hold(putter._cell, done * NUMBER, done)
+        return k + done
+
+
 def ring_everybody(board: Board) -> Acting:
     """Let all look again, whatever they wait for."""
     for who in range(board.shape.participants):
@@ -324,7 +617,7 @@ def ring_everybody(board: Board) -> Acting:
 
 
 def work(board: Board, edge: int, me: int) -> Acting:
-    """A worker of a step that works item by item: takes from ``edge``, puts into ``edge + 1``, until the end of its input.
+    """A worker of a step that works value by value: takes from ``edge``, puts into ``edge + 1``, until the end of its input.
 
     Raises Cancelled when the run is stopped. Starts where a predecessor on these words has stopped.
     """
@@ -338,9 +631,9 @@ def work(board: Board, edge: int, me: int) -> Acting:
         yield from ring_everybody(board)
         yield from taker.inherit()
     while True:
-        if hand[0] == job[0] == job[4]:
+        if hand[0] == job[0] == job[7]:
             if alone:
-                hand[1] = job[2]
+                hand[1], hand[2] = job[4], offset_word(job[4], job[5])
                 hand[0] = job[0] + 1
             else:
                 yield ("cursor",)
@@ -348,35 +641,70 @@ def work(board: Board, edge: int, me: int) -> Acting:
         if hand[0] == POISON or board.cancelled[0]:
             raise Cancelled
         if job[0] != hand[0]:  # the cursor is in hand and nothing is claimed with it
+            if inherited:
+                yield from _tidy(taker, hand[1])
             if not (yield from _claim(taker, putter, hand, job)):
                 yield from putter.end(hand[0] - 1)
                 if not alone:
-                    yield ("pass", hand[0], hand[1])
+                    yield ("pass", *hand)
                 return
             inherited = False
-        claim = claim_of(job[0] - 1, job[1], job[3])
-        yield from taker.seen(job[2] >> SHIFT)
-        if not alone and not (inherited and (yield from _handed_on(board, out, hand[0]))):
-            yield ("pass", claim.number + 2, job[2])
-            if board.watched:
-                yield "passed"
+        claim = claim_of(job)
+        if inherited and not alone and (yield from _handed_on(board, out, hand[0])):
+            yield from taker.forget(claim.place, job[4], holding=False)
+        else:
+            yield from taker.forget(claim.place, job[4])
+            if not alone:
+                yield ("pass", claim.number + 2, job[4], offset_word(job[4], job[5]))
+                if board.watched:
+                    yield "passed"
         inherited = False
-        finished, skip = putter.published(claim.number)
+        finished, done, given = putter.published(claim.number)
         if not finished:
-            yield from _run(claim, putter, skip)
+            yield from putter.close(claim.number)
+            if job[8] >> DONE == claim.number + 1 and job[8] & COUNT > done:
+                done, given = job[8] & COUNT, 0
+            yield from _run(claim, putter, done, given, job)
         kept = yield ("release", claim)
-        yield from taker.free(claim.cell, claim.place, kept)
+        if not claim.kind & PACKED:
+            yield from taker.free(claim.cell, claim.place, kept)
         if board.watched:
             yield "released"
-        job[4] = claim.number + 1
+        job[7] = claim.number + 1
+
+
+def offset_word(place: int, offset: int) -> int:
+    """An offset as it is noted beside its entry's place; beside another one it means nothing, for both can't change at once."""
+    return offset << 32 | place & 0xFFFFFFFF
+
+
+def offset_of(place: int, word: int) -> int:
+    """The offset that a word notes for an entry."""
+    return word >> 32 if word & 0xFFFFFFFF == place & 0xFFFFFFFF else 0
+
+
+def claim_of(job: Words) -> Claim:
+    """The claim that stands in a worker's words."""
+    return Claim(job[0] - 1, job[1], job[2], job[3], job[6] & (1 << KINDS) - 1, job[6] >> KINDS)
+
+
+def _tidy(taker: Taker, place: int) -> Acting:
+    """Forget the entry before a place, which a predecessor may have died before it could."""
+    edge, item = taker.edge, place >> SHIFT
+    before = place - 1 if place & LOW else edge.head[(item - 1) % edge.window] - 1 if item else -1
+    if before >= 0 and before >> SHIFT in (item, item - 1):
+        yield from taker.forget(before, place)
 
 
 def _claim(taker: Taker, putter: Putter, hand: Words, job: Words) -> Acting:
-    """Claim the item that the cursor in hand stands for -> whether there is one."""
+    """Claim values that the cursor in hand stands for -> whether there are any."""
     watched = taker.board.watched
 
     def save(place: int) -> Acting:
         hand[1] = place
+        if watched:
+            yield "half skipped"
+        hand[2] = offset_word(place, 0)
         if watched:
             yield "skipped"
 
@@ -384,11 +712,15 @@ def _claim(taker: Taker, putter: Putter, hand: Words, job: Words) -> Acting:
         yield "holding"
     yield from taker.seen(hand[1] >> SHIFT)
     yield from putter.lane_free(hand[0] - 1)
-    found = yield from taker.next_entry(hand[1], save)
+    found = yield from taker.next_values(hand[1], offset_of(hand[1], hand[2]), save)
     if found is None:
         return False
-    entry, job[1], job[2] = found
-    job[3] = entry
+    count = 1
+    if found.kind & PACKED:
+        count = yield ("share", found.values)
+        yield ("copy", found._replace(values=count))
+    job[1], job[2], job[3], job[6] = found.place, found.offset, count, found.cell << KINDS | found.kind
+    job[4], job[5] = taker.after(found.place, found.offset + count)
     if watched:
         yield "jotted"
     job[0] = hand[0]
@@ -403,38 +735,55 @@ def _handed_on(board: Board, out: Edge, held: int) -> Acting:
     return (yield ("passed?",)) or any(other > held and other != POISON for other in others)
 
 
-def _run(claim: Claim, putter: Putter, skip: int) -> Acting:
-    """Run the step on a claimed item and publish its results, but for the first ``skip``, which a predecessor has.
+def _run(claim: Claim, putter: Putter, done: int, skip: int, job: Words) -> Acting:
+    """Run the step on the claimed values and publish its results.
 
-    When fewer come than that, or others, what ends the item is an error instead: the results would be a mix.
+    A predecessor has published all of the first ``done`` values, and ``skip`` of the next one. When of that fewer
+    come, or others, what ends the value is an error instead: the results would be a mix.
     """
-    yield ("begin", claim)
-    given = 0
-    while True:
-        parcel = yield ("result",)
-        if given < skip and (parcel is None or parcel.kind & (END | ERROR) == END):
-            parcel = yield ("fewer", given, skip)
-        elif given < skip and not parcel.kind & END:
-            if not putter.differs(claim.number, given, parcel.mark):
+    number, ended, k = claim.number, False, done
+    while k < claim.values:
+        if putter.board.cancelled[0]:
+            raise Cancelled
+        if putter._open == number and not putter.board.watched:
+            k = yield ("dash", claim, k, putter)
+            if k == claim.values:
+                break
+        yield ("begin", claim, k)
+        given, last = 0, False
+        while not last:
+            parcel = yield ("result",)
+            if given < skip and (parcel is None or parcel.kind & (END | ERROR) == END):
+                parcel = yield ("fewer", given, skip)
+            elif given < skip and not parcel.kind & END:
                 given += 1
-                continue
-            parcel = yield ("other",)
-        if parcel is None:
-            return (yield from putter.publish(claim.number, END, 0, 0))
-        yield from putter.put(claim.number, parcel)
-        if parcel.kind & END:
-            return
+                if not putter.differs(number, given, parcel.mark):
+                    continue
+                parcel = yield ("other",)
+            if parcel is None:
+                job[8] = number + 1 << DONE | k + 1
+                if putter.board.watched:
+                    yield "done"
+                break
+            given += 1
+            last = bool(parcel.kind & END)
+            ended = last and k + 1 == claim.values
+            progress = k + 1 << DONE if last else k << DONE | given << GIVEN
+            mark = parcel.mark << GIVEN | given
+            yield from putter.put(number, parcel, progress, ENDED if ended else 0, mark)
+        skip = 0
+        k += 1
+    if not ended:
+        yield from putter.finish(number)
 
 
 def feed(board: Board, me: int = 0) -> Acting:
-    """The feeder: every parcel it is given, all of them with END, becomes the next item of the first edge."""
-    putter = Putter(board, board.edges[0], me)
-    item = 0
+    """The feeder: every parcel it is given, all of them with END, becomes the next value of the first edge."""
+    numbered = Numbered(Putter(board, board.edges[0], me))
     while True:
-        yield from putter.lane_free(item)
+        yield from numbered.ready()
         parcel = yield ("result",)
         if parcel is None:
-            return (yield from putter.end(item))
-        yield from putter.put(item, parcel)
+            return (yield from numbered.end())
+        yield from numbered.give(parcel)
         del parcel  # it may be large, and the next one may be long in coming
-        item += 1

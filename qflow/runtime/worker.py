@@ -51,7 +51,7 @@ from qflow.runtime.streaming import stream
 from qflow.runtime.turn import Cancelled, work
 from qflow.runtime.whereabouts import here
 
-CURSOR = struct.Struct("=QQ")
+CURSOR = struct.Struct("=QQQ")
 
 
 class Berth(NamedTuple):
@@ -194,6 +194,7 @@ class Worker:
         self._leaving = False
         for desk in desks:
             desk.effects |= self._waiting(desk)
+            desk.ring = desk.effects["ring"]
         os.register_at_fork(after_in_child=self._forked)
 
     def _waiting(self, desk: Desk) -> dict[str, Any]:
@@ -204,7 +205,7 @@ class Worker:
             "wait": lambda: os.eventfd_read(bell),
             "ring": lambda who: os.eventfd_write(bells[who], 1),
             "cursor": lambda: os.readv(read, [hand]),
-            "pass": lambda number, place: os.write(write, CURSOR.pack(number, place)),
+            "pass": lambda *cursor: os.write(write, CURSOR.pack(*cursor)),
             "passed?": lambda: _waiting_in(read),
         }
 

@@ -1,0 +1,202 @@
+"""Small values that share cells: what is written is read, in any part; the quick way of numbers is as the other one."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import qflow as qf
+from qflow.errors import InternalError
+from qflow.graph.plan import SMALL
+from qflow.runtime.packed import MOST, NUMBERS, Numbers, Plain, Reader, Writer, packs, small
+
+numbers = st.integers(-(1 << 63), (1 << 63) - 1) | st.floats()
+plain = numbers | st.integers() | st.booleans() | st.none() | st.text(max_size=20) | st.binary(max_size=20)
+values_ = plain | st.tuples(plain, plain) | st.lists(plain, max_size=4) | st.dictionaries(st.text(max_size=3), plain, max_size=3)
+paths = st.tuples(st.integers(0, 1 << 40)) | st.tuples(st.integers(0, 99), st.integers(0, 1 << 40))
+
+
+def written(contents):
+    """A cell with values in it -> the cell, and how many fitted."""
+    region = memoryview(bytearray(b"\xdb" * SMALL))
+    writer = Writer(region, contents[0])
+    fitted = 1 + sum(1 for _ in itertools.takewhile(writer.add, contents[1:]))
+    return region, fitted
+
+
+def same(left, right):
+    return type(left) is type(right) and repr(left) == repr(right)
+
+
+@given(st.lists(st.tuples(values_, paths), min_size=1, max_size=30), st.data())
+def test_what_is_written_is_read_in_any_part_also_from_a_copy(items, data):
+    region, fitted = written([small(value, path) for value, path in items])
+    assert fitted >= 1
+    offset = data.draw(st.integers(0, fitted - 1))
+    count = data.draw(st.integers(1, fitted - offset))
+    reader = Reader(region, offset, count)
+    copy = memoryview(bytearray(SMALL))
+    reader.copy(copy)
+    for each in (reader, Reader(copy, offset, count)):
+        for k, (value, path) in enumerate(items[offset : offset + count]):
+            found, at = each.load(k, read_only=True)
+            assert same(found, value)
+            assert at == path == each.path(k)
+        if (columns := each.numbers()) is not None:
+            assert columns[0] == [path[0] for _, path in items[offset : offset + count]]
+            assert repr(columns[1]) == repr([value for value, _ in items[offset : offset + count]])
+
+
+@given(st.lists(st.integers(-(1 << 63), (1 << 63) - 1), min_size=1, max_size=300), st.integers(0, 1 << 40))
+def test_numbers_in_a_row_are_as_one_by_one(values, first):
+    row, _ = written([Numbers(values, first)])
+    one, _ = written([Plain(value, (first + k,)) for k, value in enumerate(values)])
+    assert Reader(row, 0, len(values)).numbers() == Reader(one, 0, len(values)).numbers()
+
+
+def test_a_cell_takes_what_fits():
+    assert written([Plain(1, (0,))] * (NUMBERS + 1))[1] == NUMBERS
+    texts = [small("x" * 1000, (k,)) for k in range(100)]
+    region, fitted = written(texts)
+    assert 50 < fitted < 65
+    assert Reader(region, fitted - 1, 1).load(0, read_only=True) == ("x" * 1000, (fitted - 1,))
+    assert written([Plain(1, (0,)), Plain(2.0, (1,))])[1] == 1
+    assert written([Plain(1, (0,)), Plain(True, (1,))])[1] == 1
+
+
+def test_what_is_larger_has_a_cell_of_its_own():
+    assert packs(small(np.zeros(300), (0,)))
+    assert not packs(small(np.zeros(600), (0,)))
+    deep = [[str(k) * 300 for k in range(8 * each, 8 * each + 8)] for each in range(8)]
+    assert not packs(small(deep, (0,)))
+    assert MOST < SMALL
+
+
+def test_a_damaged_cell_is_an_error():
+    region, _ = written([small("a", (0,)), small("b", (1,))])
+    with pytest.raises(InternalError, match="overwritten"):
+        Reader(region, 0, 0)
+    whole, region[SMALL - 8] = region[SMALL - 8], 2
+    with pytest.raises(InternalError, match="points outside"):
+        Reader(region, 0, 2).load(0, read_only=True)
+    region[SMALL - 8] = whole
+    region[0] = 9
+    with pytest.raises(InternalError, match="overwritten"):
+        Reader(region, 0, 2)
+
+
+# ---- the quick way
+
+LAST = (1 << 63) - 1
+
+
+def odd(x):
+    """Now and then not a plain number."""
+    match x % 1000:
+        case 13:
+            return qf.SKIP
+        case 14:
+            return str(x)
+        case 15:
+            return iter([x, float(x), LAST + x])
+        case 16:
+            return LAST + x
+        case 17:
+            return bool(x)
+        case 18:
+            raise LookupError(x)
+        case 19:
+            return np.int64(x)
+        case 20:
+            return iter(())
+    return x
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("engine", ["processes", qf.engines.Simulated(1)], ids=["processes", "simulated"])
+def test_numbers_are_not_taken_for_others(n, engine):
+    def run(engine, source):
+        with (qf.process(n=n)(odd) | qf.process(lambda x: x))(source, engine=engine, on_error="skip") as run:
+            return [(type(x), x) for x in run], [(failure.index, repr(failure.error)) for failure in run.failures]
+
+    source = range(4000) if engine == "processes" else [*range(10, 25), *range(1010, 1020)]
+    assert run(engine, source) == run("serial", source)
+
+
+def test_each_call_is_made_once(tmp_path):
+    """But for the one that a worker died of; and the counts say so."""
+
+    def step(x):
+        with (tmp_path / "calls").open("a") as file:
+            file.write(f"{x}\n")
+        if x in (700, 1500) and qf.worker().attempt == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x + 1 if x % 100 else str(x)
+
+    with qf.Flow(qf.process(step))(range(2000)) as run:
+        assert list(run) == [x + 1 if x % 100 else str(x) for x in range(2000)]
+        assert (run.stats()[0].died, run.stats()[0].results) == (2, 2000)
+    calls = [int(x) for x in (tmp_path / "calls").read_text().split()]
+    assert sorted(calls) == sorted([*range(2000), 700, 1500])
+
+
+def test_a_poisonous_number_is_named():
+    def poison(x):
+        if x == 1234:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return -x
+
+    with (qf.process(n=2)(poison) | qf.queue(3))(range(2000), on_error="skip") as run:
+        assert list(run) == [-x for x in range(2000) if x != 1234]
+        (failure,) = run.failures
+        assert (type(failure.error), failure.index, failure.attempts) == (qf.WorkerDied, (1234,), 2)
+        assert run.stats()[0].died == 2
+
+
+@pytest.mark.parametrize(
+    "source", [range(5), [1, 2, 3], (4.0, 5.0), [1, 2.0, 3], [1 << 63, 1], [True, 2], range(1 << 70, (1 << 70) + 3), []]
+)
+def test_sources_that_are_there_already(source):
+    with qf.Flow(qf.process(lambda x: (type(x), x)))(source) as run:
+        assert list(run) == [(type(x), x) for x in source]
+
+
+def test_nothing_is_held_back_while_the_source_blocks():
+    def source():
+        yield from range(3000)
+        assert pulled.wait(30)
+        yield -1
+
+    pulled = threading.Event()
+    with qf.Flow(qf.process(n=2)(lambda x: x))(source()) as run:
+        assert list(itertools.islice(run, 3000)) == list(range(3000))
+        pulled.set()
+        assert list(run) == [-1]
+
+
+def test_nothing_is_held_back_while_a_step_blocks(tmp_path):
+    def step(x):
+        while x == 3000 and not (tmp_path / "go").exists():
+            time.sleep(0.01)
+        return x
+
+    with qf.Flow(qf.process(step) | qf.process(lambda x: x))(range(3001)) as run:
+        assert list(itertools.islice(run, 3000)) == list(range(3000))
+        (tmp_path / "go").touch()
+        assert list(run) == [3000]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(values_, max_size=60), st.integers(1, 3), st.sampled_from([None, 1, 17, 200]))
+def test_small_values_of_all_kinds_cross_in_order(items, n, bound):
+    pipe = qf.process(n=n)(lambda x: (x, [x])) | (qf.queue(bound) if bound else qf.Flow()) | qf.process(lambda pair: pair)
+    with qf.Flow(pipe)(items) as run:
+        assert repr(list(run)) == repr([(x, [x]) for x in items])
