@@ -1,0 +1,40 @@
+"""First: seconds to the first result in a fresh interpreter, in the next epoch, and after a while of doing nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from qflow.bench.throughput.peer import Peer, Setting
+from qflow.bench.throughput.rate import Result, Void
+from qflow.bench.throughput.tally import Tally
+from qflow.bench.throughput.workload import Workload
+
+IDLE = 0.5  # seconds without a run before the warm one
+
+
+def first(peer: Peer, workload: Workload, setting: Setting, born: float) -> Result:
+    """The figures.
+
+    Args:
+        born: when this interpreter was started, as ``time.perf_counter()``, which is the machine's.
+    """
+    called = time.perf_counter()
+    with peer.open(workload.job(workload.least), **setting) as epoch:
+        cold = _seconds(epoch(), workload, born)
+        again = _seconds(epoch(), workload, time.perf_counter())
+        time.sleep(IDLE)
+        warm = _seconds(epoch(), workload, time.perf_counter())
+    return {"cold": cold, "call": cold - (called - born), "second": again, "warm": warm, "count": workload.least}
+
+
+def _seconds(results: Iterable[Any], workload: Workload, began: float) -> float:
+    """Until the first result; the others are taken, too."""
+    tally, left = Tally(workload.keys), iter(results)
+    tally.take([next(left)])
+    taken = time.perf_counter() - began
+    tally.take(list(left))
+    if wrong := tally.verdict(workload.least):
+        raise Void(wrong)
+    return taken
