@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterable
-from typing import Any
 
-from qflow.bench.throughput.peer import Peer, Setting
-from qflow.bench.throughput.rate import Result, Void
+from qflow.bench.throughput.peer import Epoch, Peer, Setting
+from qflow.bench.throughput.rate import Result
 from qflow.bench.throughput.tally import Tally
 from qflow.bench.throughput.workload import Workload
 
@@ -21,20 +20,19 @@ def first(peer: Peer, workload: Workload, setting: Setting, born: float) -> Resu
         born: when this interpreter was started, as ``time.perf_counter()``, which is the machine's.
     """
     called = time.perf_counter()
-    with peer.open(workload.job(workload.least), **setting) as epoch:
-        cold = _seconds(epoch(), workload, born)
-        again = _seconds(epoch(), workload, time.perf_counter())
+    with peer.open(workload.job(), **setting) as epoch:
+        cold = _seconds(epoch, workload, born)
+        again = _seconds(epoch, workload, time.perf_counter())
         time.sleep(IDLE)
-        warm = _seconds(epoch(), workload, time.perf_counter())
+        warm = _seconds(epoch, workload, time.perf_counter())
     return {"cold": cold, "call": cold - (called - born), "second": again, "warm": warm, "count": workload.least}
 
 
-def _seconds(results: Iterable[Any], workload: Workload, began: float) -> float:
+def _seconds(epoch: Epoch, workload: Workload, began: float) -> float:
     """Until the first result; the others are taken, too."""
-    tally, left = Tally(workload.keys), iter(results)
-    tally.take([next(left)])
+    tally, results = Tally(workload.keys), iter(epoch(workload.least))
+    tally.take(list(itertools.islice(results, 1)))
     taken = time.perf_counter() - began
-    tally.take(list(left))
-    if wrong := tally.verdict(workload.least):
-        raise Void(wrong)
+    tally.take(list(results))
+    tally.demand(workload.least)
     return taken

@@ -13,7 +13,8 @@ from typing import Any
 
 from qflow.bench.throughput.first import first
 from qflow.bench.throughput.peers import peer_of
-from qflow.bench.throughput.rate import Result, Void, bare, rate
+from qflow.bench.throughput.rate import Result, bare, rate
+from qflow.bench.throughput.tally import Void
 from qflow.bench.throughput.workloads import WORKLOADS
 
 BARE = "bare"  # the system that is the workload's own bound

@@ -1,13 +1,13 @@
 """Peer: a system under test: how it runs a job, and the settings worth trying.
 
 ``open`` is a context, as its documentation would write it, that gives a function; each call of that function is an epoch:
-an iterable of the job's results. A peer is imported inside ``open``, in the process that measures it.
+an iterable of the results of the job's first so many items. Workers stay for the next epoch where a peer can do so. A peer
+is imported inside ``open``, in the process that measures it.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -17,7 +17,7 @@ from typing import Any
 from qflow.bench.throughput.workload import Workload
 
 Setting = Mapping[str, Any]
-Epoch = Callable[[], Iterable[Any]]
+Epoch = Callable[[int], Iterable[Any]]  # how many items -> their results
 Grid = Callable[[Workload], Sequence[Setting] | str]
 
 
@@ -56,6 +56,8 @@ class Peer:
         """Of its package; "" where there is none."""
         if not self.package or not self.installed:
             return ""
+        import importlib.metadata  # it takes long to load
+
         try:
             return importlib.metadata.version(self.package)
         except importlib.metadata.PackageNotFoundError:  # a folder on the path

@@ -1,9 +1,12 @@
-"""Rate: results per second in the steady state, of one system, workload and setting, in this process.
+"""Rate: results per second of one system, workload and setting, in this process.
 
-First a few results are looked at as a whole, which also tells how many fit into the time. Then the first results come,
-and time counts from there to the last one; starting up is a figure of its own:
+The first epoch starts the workers, and each of its results is looked at as a whole. The next ones find out how many
+items take the time that was asked for. Then time counts, from an epoch's first result to its last:
 
-    open --start-up--> first result --warm--> mark --------- steady: time, CPU, faults --------> last result
+    first epoch: start, look | a few longer ones | first result --- time, CPU --- last result
+                                                        |-- warm --|---- faults ---|
+
+What a system has done ahead when the first result comes is little, and the workers are warm where it keeps them.
 """
 
 from __future__ import annotations
@@ -16,15 +19,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from qflow.bench.throughput.counters import added, snapshot
-from qflow.bench.throughput.peer import Peer, Setting
+from qflow.bench.throughput.peer import Epoch, Peer, Setting
 from qflow.bench.throughput.tally import Tally
 from qflow.bench.throughput.workload import Step, Workload, same
 
 Result = dict[str, Any]
 
-
-class Void(Exception):
-    """The results are not the right ones; nothing that was measured counts."""
+_WARM = 0.2  # of the results come before page faults and mappings count
+_TRIAL, _GROWTH = 0.1, 8
 
 
 def rate(peer: Peer, workload: Workload, setting: Setting, seconds: float) -> Result:
@@ -33,28 +35,41 @@ def rate(peer: Peer, workload: Workload, setting: Setting, seconds: float) -> Re
     Raises:
         Void: results are missing, wrong or doubled.
     """
-    count = fitting(workload, look(peer, workload, setting), seconds)
     began = time.perf_counter()
-    with peer.open(workload.job(count), **setting) as epoch:
-        return steady(iter(epoch()), workload, count, began)
+    with peer.open(workload.job(), **setting) as epoch:
+        start = look(epoch, workload) - began
+        count = fitting(workload, per_second(epoch, workload, seconds), seconds)
+        return {"start": start, **steady(epoch, workload, count)}
 
 
-def look(peer: Peer, workload: Workload, setting: Setting) -> float:
-    """Look at a few results as a whole -> about how many come per second."""
-    count = workload.checked
-    with peer.open(workload.job(count), **setting) as epoch:
-        results, tally, times = iter(epoch()), Tally(workload.keys), list[float]()
-        for result in results:
-            times.append(time.perf_counter())
-            tally.take([workload.look(result)])
-    if wrong := tally.verdict(count):
-        raise Void(wrong)
-    return (count - 1) / max(times[-1] - times[0], 1e-6)
+def look(epoch: Epoch, workload: Workload) -> float:
+    """Look at a few results as a whole -> when the first came."""
+    results, tally = iter(epoch(workload.checked)), Tally(workload.keys)
+    first = list(itertools.islice(results, 1))
+    at = time.perf_counter()
+    for result in itertools.chain(first, results):
+        tally.take([workload.look(result)])
+    tally.demand(workload.checked)
+    return at
+
+
+def per_second(epoch: Epoch, workload: Workload, seconds: float) -> float:
+    """About how many results come per second, from epochs of growing length until one takes a tenth of the time."""
+    count = workload.least
+    while True:
+        taken = float(steady(epoch, workload, count)["seconds"])
+        if taken >= _TRIAL * seconds or count == workload.most:
+            return count / taken
+        count = whole_number(workload, min(count * _GROWTH, workload.most))
 
 
 def fitting(workload: Workload, per_second: float, seconds: float) -> int:
     """How many items take about so long, within what the workload allows."""
-    count = min(max(workload.least, math.ceil(per_second * seconds)), workload.most)
+    return whole_number(workload, min(max(workload.least, math.ceil(per_second * seconds)), workload.most))
+
+
+def whole_number(workload: Workload, count: int) -> int:
+    """The next smaller number of items that the workload can have."""
     return count // workload.multiple * workload.multiple
 
 
@@ -71,32 +86,28 @@ class Mark:
         return cls(time.perf_counter(), time.thread_time(), time.process_time())
 
 
-def steady(results: Iterator[Any], workload: Workload, count: int, began: float) -> Result:
-    """Consume all results, and measure from the mark to the last."""
-    tally = Tally(workload.keys)
+def steady(epoch: Epoch, workload: Workload, count: int) -> Result:
+    """Consume an epoch, and measure from its first result to its last."""
+    results, tally = iter(epoch(count)), Tally(workload.keys)
     take(results, workload.glance, tally, 1, 1)
-    first = time.perf_counter()
-    take(results, workload.glance, tally, int(workload.warm * count) - tally.count, workload.block)
-    marked, start, before = tally.count, Mark.now(), snapshot()
-    counting = Mark.now()
-    take(results, workload.glance, tally, count - marked, workload.block)
-    end, spent = Mark.now(), added(before, snapshot())
+    start, before = Mark.now(), snapshot()
+    take(results, workload.glance, tally, int(_WARM * count) - 1, workload.block)
+    warm, calm = tally.count, snapshot()
+    take(results, workload.glance, tally, count - warm, workload.block)
+    end, after = Mark.now(), snapshot()
     tally.take(list(map(workload.glance, results)))
-    if wrong := tally.verdict(count):
-        raise Void(wrong)
-    measured = count - marked
+    tally.demand(count)
+    spent, steadily = added(before, after), added(calm, after)
     return {
         "count": count,
-        "measured": measured,
         "seconds": end.at - start.at,
-        "rate": measured / (end.at - start.at),
-        "start": first - began,
+        "rate": (count - 1) / (end.at - start.at),
         "ordered": tally.in_order,
-        "cpu": spent.cpu / measured,
-        "consumer": (end.thread - counting.thread) / measured,
-        "parent": (end.process - counting.process) / measured,
-        "faults": spent.faults / measured,
-        "mappings": spent.mappings / measured,
+        "cpu": spent.cpu / (count - 1),
+        "consumer": (end.thread - start.thread) / (count - 1),
+        "parent": (end.process - start.process) / (count - 1),
+        "faults": steadily.faults / (count - warm),
+        "mappings": steadily.mappings / (count - warm),
     }
 
 

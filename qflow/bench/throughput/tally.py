@@ -9,6 +9,10 @@ from typing import Any
 from qflow.bench.throughput.workload import Keys
 
 
+class Void(Exception):
+    """The results are not the right ones; nothing that was measured counts."""
+
+
 @dataclass
 class Tally:
     """The keys of the results so far, beside those of the right ones; kept only from the first that differs.
@@ -45,3 +49,12 @@ class Tally:
         if wrong or missing < 0:
             return f"{wrong or -missing} of {self.count} results are wrong or doubled"
         return f"{missing} of {count} results {'is' if missing == 1 else 'are'} missing" if missing else ""
+
+    def demand(self, count: int) -> None:
+        """That these were the results of so many items.
+
+        Raises:
+            Void: they weren't.
+        """
+        if wrong := self.verdict(count):
+            raise Void(wrong)

@@ -108,7 +108,6 @@ class Workload:
         least, most: how many items are measured; between these so many as take the time that was asked for.
         multiple: of which the number of items has to be one.
         checked: how many items are looked at as a whole before anything is measured.
-        warm: the part of the results that come before time counts.
         block: how many results are told right at a time.
         chunks: sizes worth trying where a system sends items in chunks made by hand.
         unit: what a result is called.
@@ -138,7 +137,6 @@ class Workload:
     most: int = 1 << 20
     multiple: int = 1
     checked: int = 100
-    warm: float = 0.2
     block: int = 16
     chunks: tuple[int, ...] = (8, 64)
     unit: str = "items"
@@ -156,9 +154,9 @@ class Workload:
     rare: bool = False
     only: tuple[str, ...] = ()
 
-    def job(self, count: int) -> Job:
-        """This for so many items."""
-        return Job(self, (self.make(),) if self.make else self.steps, self.items(count), count)
+    def job(self) -> Job:
+        """This, with its steps made."""
+        return Job(self, (self.make(),) if self.make else self.steps)
 
     def but(self, **changes: Any) -> Workload:
         """A changed copy."""
@@ -167,12 +165,10 @@ class Workload:
 
 @dataclass(frozen=True)
 class Job:
-    """A workload with its items: what a peer is given."""
+    """A workload with its steps: what a peer is given."""
 
     workload: Workload
     steps: tuple[Step, ...]
-    items: Sequence[Any]
-    count: int
 
     @property
     def step(self) -> Step:
@@ -191,9 +187,18 @@ class Job:
     def ordered(self) -> bool:
         return self.workload.ordered
 
-    def chunked(self, size: int) -> Sequence[Sequence[Any]]:
-        """The items in chunks of a size, made when they are read."""
-        return Lazy(Chunk(self.items, size), -(-len(self.items) // size))
+    def items(self, count: int) -> Sequence[Any]:
+        """So many items."""
+        return self.workload.items(count)
+
+    def chunked(self, count: int, size: int) -> Sequence[Any]:
+        """So many items in chunks of a size, made when they are read; as they are if the size is 1."""
+        items = self.items(count)
+        return items if size == 1 else Lazy(Chunk(items, size), -(-count // size))
+
+    def on_chunks(self, size: int) -> Step:
+        """The step for such chunks."""
+        return self.step if size == 1 else Each(self.step)
 
 
 @dataclass(frozen=True)
@@ -217,4 +222,6 @@ class Each:
         return list(map(self.step, chunk))
 
 
-flat = itertools.chain.from_iterable
+def flat(chunks: Iterable[Any], size: int) -> Iterable[Any]:
+    """The elements of chunks of a size; what came if the size is 1."""
+    return chunks if size == 1 else itertools.chain.from_iterable(chunks)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from qflow.bench.throughput.peer import Epoch, Peer, Setting, own_source
-from qflow.bench.throughput.workload import Each, Job, Workload, flat
+from qflow.bench.throughput.workload import Job, Workload, flat
 
 
 @contextmanager
@@ -14,12 +15,14 @@ def run(job: Job, *, buffer: int, threads: int = 1, chunk: int = 1) -> Iterator[
     """``buffer``: results that wait for each worker. ``threads``: of each worker."""
     import grain
 
-    source = grain.MapDataset.source(job.items if chunk == 1 else job.chunked(chunk))
-    mapped = source.map(job.step if chunk == 1 else Each(job.step))
     reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 8))
     options = grain.MultiprocessingOptions(num_workers=job.n, per_worker_buffer_size=buffer)
-    data = mapped.to_iter_dataset(reading).mp_prefetch(options)
-    yield lambda: data if chunk == 1 else flat(data)
+
+    def epoch(count: int) -> Iterable[Any]:
+        mapped = grain.MapDataset.source(job.chunked(count, chunk)).map(job.on_chunks(chunk))
+        return flat(mapped.to_iter_dataset(reading).mp_prefetch(options), chunk)
+
+    yield epoch
 
 
 def grid(workload: Workload) -> Sequence[Setting] | str:
@@ -31,4 +34,4 @@ def grid(workload: Workload) -> Sequence[Setting] | str:
     return [*chunks[-1:], {"buffer": 16}, *chunks[:-1]]
 
 
-PEER = Peer("Grain", run, grid, "grain")
+PEER = Peer("Grain", run, grid, "grain", quick=False)

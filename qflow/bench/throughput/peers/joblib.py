@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from qflow.bench.throughput.peer import Epoch, Peer, Setting, one_stage
-from qflow.bench.throughput.workload import Each, Job, Workload, flat
+from qflow.bench.throughput.workload import Job, Workload, flat
 
 
 @contextmanager
@@ -15,15 +15,10 @@ def run(job: Job, *, chunk: int, ahead: int = 4) -> Iterator[Epoch]:
     from joblib import Parallel, delayed
 
     kind = "generator" if job.ordered else "generator_unordered"
-    task, items = delayed(job.step if chunk == 1 else Each(job.step)), job.items if chunk == 1 else job.chunked(chunk)
+    task = delayed(job.on_chunks(chunk))
     size = "auto" if chunk == 1 else 1
     with Parallel(job.n, return_as=kind, batch_size=size, pre_dispatch=f"{ahead} * n_jobs") as parallel:
-
-        def epoch() -> Iterator[object]:
-            results = parallel(task(item) for item in items)
-            return results if chunk == 1 else flat(results)
-
-        yield epoch
+        yield lambda count: flat(parallel(task(item) for item in job.chunked(count, chunk)), chunk)
 
 
 def grid(workload: Workload) -> Sequence[Setting] | str:

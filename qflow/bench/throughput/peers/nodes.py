@@ -6,20 +6,24 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal
+from typing import Any
 
 from qflow.bench.throughput.peer import Epoch, Peer, Setting
 from qflow.bench.throughput.workload import Job, Workload
 
 
 @contextmanager
-def run(job: Job, *, method: Literal["process", "thread"], prebatch: int | None = None) -> Iterator[Epoch]:
+def run(job: Job, *, method: str, prebatch: int | None = None) -> Iterator[Epoch]:
     """``prebatch``: so many items are sent at once."""
     import torch
     from torchdata import nodes
 
     torch.set_num_threads(1)
-    node: nodes.BaseNode[object] = nodes.IterableWrapper(job.items)
+    yield lambda count: nodes.Loader(_chain(nodes, job, count, method, prebatch))
+
+
+def _chain(nodes: Any, job: Job, count: int, method: str, prebatch: int | None) -> Any:
+    node = nodes.IterableWrapper(job.items(count))
     for step in job.steps:
         node = nodes.ParallelMapper(
             node,
@@ -30,17 +34,13 @@ def run(job: Job, *, method: Literal["process", "thread"], prebatch: int | None 
             snapshot_frequency=sys.maxsize,  # no checkpoints, which cost time for each item
             prebatch=prebatch,
         )
-    loader = nodes.Loader(node)
-    yield lambda: loader
+    return node
 
 
-def grid(workload: Workload, method: str) -> Sequence[Setting] | str:
-    cells: list[Setting] = [
-        {"method": method},
-        *({"method": method, "prebatch": chunk} for chunk in workload.chunks if chunk > 1),
-    ]
+def grid(workload: Workload) -> Sequence[Setting] | str:
+    cells: list[Setting] = [{}, *({"prebatch": chunk} for chunk in workload.chunks if chunk > 1)]
     return cells[-1:] + cells[:-1]
 
 
-PEER = Peer("torchdata.nodes, processes", run, partial(grid, method="process"), "torchdata")
-THREADS = Peer("torchdata.nodes, threads", run, partial(grid, method="thread"), "torchdata", crosses=False, quick=False)
+PEER = Peer("torchdata.nodes, processes", partial(run, method="process"), grid, "torchdata", quick=False)
+THREADS = Peer("torchdata.nodes, threads", partial(run, method="thread"), grid, "torchdata", crosses=False, quick=False)

@@ -15,7 +15,7 @@ def run(job: Job, *, chunksize: int = 1) -> Iterator[Epoch]:
 
     with Pool(job.n) as pool:
         imap = pool.imap if job.ordered else pool.imap_unordered
-        yield lambda: imap(job.step, job.items, chunksize)
+        yield lambda count: imap(job.step, job.items(count), chunksize)
 
 
 def plain(workload: Workload) -> Sequence[Setting] | str:
@@ -26,5 +26,5 @@ def by_hand(workload: Workload) -> Sequence[Setting] | str:
     return one_stage(workload) or [{"chunksize": chunk} for chunk in reversed(workload.chunks) if chunk > 1]
 
 
-PLAIN = Peer("multiprocessing.Pool", run, plain)
+PLAIN = Peer("multiprocessing.Pool", run, plain, quick=False)
 BY_HAND = Peer("multiprocessing.Pool, chunked by hand", run, by_hand)

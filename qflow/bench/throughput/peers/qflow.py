@@ -16,13 +16,10 @@ from qflow.bench.throughput.workload import Job
 def run(job: Job) -> Iterator[Epoch]:
     import qflow as qf
 
-    if job.stages:
-        flow: Any = job.stages.flow()
-        items = job.stages.chunks(job.count)
-    else:
-        flow, items = functools.reduce(operator.or_, [qf.process(n=job.n)(step) for step in job.steps]), job.items
-    with qf.Flow(flow) as pipe:
-        yield lambda: pipe(items, ordered=job.ordered)
+    steps: Any = [qf.process(n=job.n)(step) for step in job.steps]
+    items = job.stages.chunks if job.stages else job.items
+    with qf.Flow(job.stages.flow() if job.stages else functools.reduce(operator.or_, steps)) as pipe:
+        yield lambda count: pipe(items(count), ordered=job.ordered)
 
 
 PEER = Peer("qflow", run, package="qflow")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from qflow.bench.throughput.peer import Epoch, Peer, Setting
@@ -20,10 +19,8 @@ def run(job: Job, *, chunk: int, ahead: int = 4) -> Iterator[Epoch]:
     ray.init(num_cpus=job.n * len(job.steps), include_dashboard=False, logging_level="ERROR", object_store_memory=1 << 30)
     try:
         steps = [ray.remote(_plain(step if chunk == 1 else Each(step))) for step in job.steps]
-        items = job.items if chunk == 1 else job.chunked(chunk)
         results = _in_order if job.ordered else _as_they_come
-        epoch = partial(results, ray, steps, items, ahead * job.n)
-        yield epoch if chunk == 1 else lambda: flat(epoch())
+        yield lambda count: flat(results(ray, steps, job.chunked(count, chunk), ahead * job.n), chunk)
     finally:
         ray.shutdown()
 

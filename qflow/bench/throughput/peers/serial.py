@@ -11,7 +11,7 @@ from qflow.bench.throughput.workload import Job
 
 @contextmanager
 def run(job: Job) -> Iterator[Epoch]:
-    yield lambda: map(job.step, job.items)
+    yield lambda count: map(job.step, job.items(count))
 
 
 PEER = Peer("serial loop", run, crosses=False)

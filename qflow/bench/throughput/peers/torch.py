@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from qflow.bench.systems import Mapped
 from qflow.bench.throughput.peer import Epoch, Peer, Setting, own_source
-from qflow.bench.throughput.workload import Each, Job, Lazy, Workload, flat
+from qflow.bench.throughput.workload import InTurn, Job, Lazy, Stages, Workload, flat
 
 
 def as_is(result: Any) -> Any:
@@ -27,35 +28,54 @@ def run(
     torch.set_num_threads(1)
     if sharing:
         torch.multiprocessing.set_sharing_strategy(sharing)  # type: ignore[no-untyped-call]
-    data, batch = _data(job, chunk, rows)
+    stages = job.stages if rows else None
+    size = stages.size if stages else 1
+    order = Order(chunk)
+    data: Any = _rows(stages) if stages else (Mapped if chunk == 1 else Parts)(job.step, job.items(job.workload.most))
     loader: DataLoader[Any] = DataLoader(
         data,
-        batch_size=batch,
+        sampler=order,
+        batch_size=stages.size if stages else None,
         num_workers=job.n,
         prefetch_factor=prefetch,
         persistent_workers=True,
         in_order=job.ordered,
         collate_fn=None if tensors else as_is,
     )
-    yield lambda: loader if chunk == 1 else flat(loader)
+
+    def epoch(count: int) -> Iterable[Any]:
+        order.count = count * size
+        return flat(loader, chunk)
+
+    yield epoch
 
 
-def _data(job: Job, chunk: int, rows: bool) -> tuple[Any, int | None]:
-    """The data set, and the size of its batches if the loader makes them."""
-    if rows and job.stages:
-        stages = job.stages
-        return Lazy(_Row(stages.row, stages.transform), job.count * stages.size), stages.size
-    return (Mapped(job.step, job.items) if chunk == 1 else Mapped(Each(job.step), job.chunked(chunk))), None  # type: ignore[arg-type]
+def _rows(stages: Stages) -> Lazy:
+    """A data set of rows, transformed."""
+    return Lazy(InTurn((stages.row, stages.transform)), sys.maxsize)
 
 
-class _Row:
-    """The number of a row -> the row, transformed."""
+class Order:
+    """A sampler: the first ``count`` numbers, or slices of them; it can change while the workers stay."""
 
-    def __init__(self, read: Any, transform: Any) -> None:
-        self.read, self.transform = read, transform
+    def __init__(self, chunk: int) -> None:
+        self.chunk, self.count = chunk, 0
 
-    def __call__(self, number: int) -> Any:
-        return self.transform(self.read(number))
+    def __len__(self) -> int:
+        return -(-self.count // self.chunk)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.chunk == 1:
+            return iter(range(self.count))
+        starts = range(0, self.count, self.chunk)
+        return (slice(start, min(start + self.chunk, self.count)) for start in starts)
+
+
+class Parts(Mapped):
+    """A data set whose indices are slices."""
+
+    def __getitem__(self, part: Any) -> list[Any]:
+        return list(map(self.step, self.items[part]))
 
 
 def grid(workload: Workload) -> Sequence[Setting] | str:

@@ -38,7 +38,6 @@ SKEWED = Workload(
     least=_ITEMS,
     most=_ITEMS,
     checked=10,
-    warm=0.0,
     block=1,
     chunks=(1, 2, 4),
     bare=Bare("8 workers, never idle", ideal),
