@@ -44,10 +44,9 @@ def rate(peer: Peer, workload: Workload, setting: Setting, seconds: float) -> Re
 
 def look(epoch: Epoch, workload: Workload) -> float:
     """Look at a few results as a whole -> when the first came."""
-    results, tally = iter(epoch(workload.checked)), Tally(workload.keys)
-    first = list(itertools.islice(results, 1))
-    at = time.perf_counter()
-    for result in itertools.chain(first, results):
+    at, tally = 0.0, Tally(workload.keys)
+    for result in epoch(workload.checked):
+        at = at or time.perf_counter()
         tally.take([workload.look(result)])
     tally.demand(workload.checked)
     return at

@@ -59,7 +59,7 @@ class File:
 
     def columns(self, start: int, stop: int) -> tuple[Any, Any]:
         """The rows from ``start`` to ``stop``, in the file that this process keeps open."""
-        file = _opened(self.path, os.getpid())
+        file = opened(self.path, os.getpid())
         return file["x"][start:stop], file["y"][start:stop]
 
     def chunks(self, batches: int) -> Sequence[Any]:
@@ -68,7 +68,8 @@ class File:
 
 
 @cache
-def _opened(path: str, process: int) -> Any:
+def opened(path: str, process: int) -> Any:
+    """The file, open until ``opened.cache_clear()``; a forked process opens its own."""
     import h5py
 
     return h5py.File(path)
