@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import qflow as qf
 from qflow.bench.throughput import report
 from qflow.bench.throughput.figures import Figure, Measurement, figures
 from qflow.bench.throughput.goals import GOALS, best_peer, reached
@@ -19,7 +20,7 @@ from qflow.bench.throughput.measure import BARE
 from qflow.bench.throughput.peers import OWN, PEERS
 from qflow.bench.throughput.tally import Tally
 from qflow.bench.throughput.workload import numbers
-from qflow.bench.throughput.workloads import WORKLOADS, hdf5
+from qflow.bench.throughput.workloads import WORKLOADS, hdf5, index
 
 BRIEF = ["--repeats", "1", "--seconds", "0.01"]
 
@@ -106,6 +107,14 @@ def test_each_workload_tells_right_results_from_wrong_ones(name: str, tmp_path: 
     assert workload.keys(0, count) + workload.keys(count, count + 5) == workload.keys(0, count + 5)
     assert workload.least <= workload.most
     assert workload.least % workload.multiple == workload.most % workload.multiple == workload.checked % workload.multiple == 0
+
+
+def test_the_index_is_looked_up_once_there_is_something_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qf, "shared", list, raising=False)
+    monkeypatch.setattr(index, "STRINGS", 100)
+    job = index.lookups(8).job()
+    assert list(map(job.step, job.items(5))) == [0, 1, 2, 3, 4]
+    assert ("index-n8" in WORKLOADS) == ("shared" in qf.__all__)
 
 
 @pytest.mark.parametrize("name", WORKLOADS)

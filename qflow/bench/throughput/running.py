@@ -24,6 +24,8 @@ ONE_THREAD = dict.fromkeys(
     ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "TORCH_NUM_THREADS"], "1"
 )
 
+_GRACE = 5.0  # seconds for a script with figures to remove what its peer has in /dev/shm
+
 
 @dataclass(frozen=True)
 class Running:
@@ -62,6 +64,8 @@ class Running:
                     ended = _wait(script, file, self.limit)
                 found = json.loads(file.read_text()) if file.exists() else {"failed": _why(script, log, ended, self.limit)}
             finally:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    script.wait(_GRACE if file.exists() else 0)
                 script.kill()
                 script.wait()
                 tagged.end(tag)
