@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qflow.bench import tagged
+from qflow.bench.cell import own_shm
 from qflow.bench.marks import TAG
 from qflow.bench.throughput.rate import Result
 from qflow.bench.throughput.workloads.hdf5 import FOLDER
@@ -24,7 +25,7 @@ ONE_THREAD = dict.fromkeys(
     ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "TORCH_NUM_THREADS"], "1"
 )
 
-_GRACE = 5.0  # seconds for a script with figures to remove what its peer has in /dev/shm
+_GRACE = 5.0  # seconds for a script with figures to end by itself, and to remove what its peer has in /dev/shm
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Running:
                 "born": time.perf_counter(),
             }
             file, log = Path(folder, "result"), Path(folder, "output")
-            command = [sys.executable, "-m", "qflow.bench.throughput.measure", json.dumps(request), str(file)]
+            command = [*own_shm(), sys.executable, "-m", "qflow.bench.throughput.measure", json.dumps(request), str(file)]
             environment = {**os.environ, **ONE_THREAD, TAG: tag, FOLDER: str(self.folder)}
             with log.open("wb") as output:
                 script = subprocess.Popen(
