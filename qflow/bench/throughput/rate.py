@@ -38,7 +38,8 @@ def rate(peer: Peer, workload: Workload, setting: Setting, seconds: float) -> Re
     began = time.perf_counter()
     with peer.open(workload.job(), **setting) as epoch:
         start = look(epoch, workload) - began
-        count = fitting(workload, per_second(epoch, workload, seconds), seconds)
+        fixed = workload.least == workload.most
+        count = workload.most if fixed else fitting(workload, per_second(epoch, workload, seconds), seconds)
         return {"start": start, **steady(epoch, workload, count)}
 
 

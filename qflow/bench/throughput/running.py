@@ -18,6 +18,7 @@ from qflow.bench import tagged
 from qflow.bench.cell import own_shm
 from qflow.bench.marks import TAG
 from qflow.bench.throughput.rate import Result
+from qflow.bench.throughput.workloads import WORKLOADS
 from qflow.bench.throughput.workloads.hdf5 import FOLDER
 from qflow.demo.memory import Peak
 
@@ -26,6 +27,8 @@ ONE_THREAD = dict.fromkeys(
 )
 
 _GRACE = 5.0  # seconds for a script with figures to end by itself, and to remove what its peer has in /dev/shm
+
+_LONG = 10  # times the limit where memory is what is asked for, on as much data as it takes
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Running:
 
     def run(self, system: str, name: str, setting: Any, *, watched: bool = False) -> Result:
         """The figures of one measurement, or ``{"failed": words}``; with the peak of its memory if it is watched."""
-        tag = uuid.uuid4().hex
+        tag, limit = uuid.uuid4().hex, self.limit * (_LONG if WORKLOADS[name].watched else 1)
         with tempfile.TemporaryDirectory(prefix="qflow-bench-", ignore_cleanup_errors=True) as folder:
             request = {
                 "system": system,
@@ -62,8 +65,8 @@ class Running:
                 )
             try:
                 with Peak(script.pid) if watched else contextlib.nullcontext() as peak:
-                    ended = _wait(script, file, self.limit)
-                found = json.loads(file.read_text()) if file.exists() else {"failed": _why(script, log, ended, self.limit)}
+                    ended = _wait(script, file, limit)
+                found = json.loads(file.read_text()) if file.exists() else {"failed": _why(script, log, ended, limit)}
             finally:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     script.wait(_GRACE if file.exists() else 0)

@@ -43,4 +43,4 @@ SKEWED = Workload(
     bare=Bare("8 workers, never idle", ideal),
     quick=True,
 )
-ORDERED = SKEWED.but(title="1 % of the items 100 times slower, sleeping; in order", ordered=True)
+ORDERED = SKEWED.but(title="1 % of the items 100 times slower, sleeping; in order", ordered=True, quick=False)
