@@ -52,5 +52,5 @@ def _bars(panel: Any, found: Sequence[Figure], name: str) -> None:
     panel.margins(x=0.15)
     panel.set_title(WORKLOADS[name].title, fontsize=9)
     panel.set_xlabel(f"{WORKLOADS[name].unit}/s", fontsize=8)
-    panel.tick_params(labelsize=7)
+    panel.tick_params(which="both", labelsize=7)
     panel.spines[["top", "right"]].set_visible(False)
