@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +38,7 @@ def rate(peer: Peer, workload: Workload, setting: Setting, seconds: float) -> Re
     began = time.perf_counter()
     with peer.open(workload.job(), **setting) as epoch:
         start = look(epoch, workload) - began
-        fixed = workload.least == workload.most
-        count = workload.most if fixed else fitting(workload, per_second(epoch, workload, seconds), seconds)
+        count = count_for(lambda count: float(steady(epoch, workload, count)["seconds"]), workload, seconds)
         return {"start": start, **steady(epoch, workload, count)}
 
 
@@ -53,14 +52,21 @@ def look(epoch: Epoch, workload: Workload) -> float:
     return at
 
 
-def per_second(epoch: Epoch, workload: Workload, seconds: float) -> float:
-    """About how many results come per second, from epochs of growing length until one takes a tenth of the time."""
+def per_second(seconds_of: Callable[[int], float], workload: Workload, seconds: float) -> float:
+    """About how many results come per second, from growing numbers of items until one takes a tenth of the time."""
     count = workload.least
     while True:
-        taken = float(steady(epoch, workload, count)["seconds"])
+        taken = seconds_of(count)
         if taken >= _TRIAL * seconds or count == workload.most:
             return count / taken
         count = whole_number(workload, min(count * _GROWTH, workload.most))
+
+
+def count_for(seconds_of: Callable[[int], float], workload: Workload, seconds: float) -> int:
+    """How many items take about so long."""
+    if workload.least == workload.most:
+        return workload.most
+    return fitting(workload, per_second(seconds_of, workload, seconds), seconds)
 
 
 def fitting(workload: Workload, per_second: float, seconds: float) -> int:
@@ -125,8 +131,7 @@ def take(results: Iterator[Any], glance: Step, tally: Tally, count: int, block: 
 def bare(workload: Workload, seconds: float) -> Result:
     """The figures of what the machine could do."""
     assert workload.bare
-    sample = max(1, workload.checked // 4)
-    workload.bare.seconds(sample)
-    count = fitting(workload, sample / max(workload.bare.seconds(sample), 1e-6), seconds)
+    workload.bare.seconds(1)
+    count = count_for(workload.bare.seconds, workload, seconds)
     taken = workload.bare.seconds(count)
     return {"count": count, "seconds": taken, "rate": count / taken}
