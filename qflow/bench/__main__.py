@@ -1,4 +1,4 @@
-"""Command line of the bench: ``python -m qflow.bench faults``, ``payloads`` or ``cost``."""
+"""Command line of the bench: ``python -m qflow.bench``, or with ``faults``, ``payloads`` or ``cost`` behind it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from qflow.bench.fault_rows import FAULTS
 from qflow.bench.matrix import Matrix
 from qflow.bench.payload_rows import PAYLOADS
 from qflow.bench.systems import SYSTEMS
+from qflow.bench.throughput.command import Throughput
 
 _FOR_PAYLOADS = {"torch_as_is", "spdl_arena"}  # they differ from their neighbours in what is sent, not in what breaks
 
@@ -31,12 +32,14 @@ COMMANDS: dict[str, Matrix | Cost] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m qflow.bench", description="qflow beside its peers.", allow_abbrev=False)
-    choice = parser.add_subparsers(dest="command", metavar="command", required=True)
+    throughput = Throughput()
+    parser = argparse.ArgumentParser(prog="python -m qflow.bench", description=throughput.HELP, allow_abbrev=False)
+    throughput.add_arguments(parser)
+    choice = parser.add_subparsers(dest="command", metavar="command", help="something else than throughput")
     for name, command in COMMANDS.items():
         command.add_arguments(choice.add_parser(name, help=command.HELP, description=command.HELP, allow_abbrev=False))
     arguments = parser.parse_args(argv)
-    return COMMANDS[arguments.command].run(arguments)
+    return (COMMANDS[arguments.command] if arguments.command else throughput).run(arguments)
 
 
 if __name__ == "__main__":

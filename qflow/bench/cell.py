@@ -26,7 +26,7 @@ from typing import Any
 
 from qflow.bench import tagged
 from qflow.bench.marks import FOLDER, TAG, times
-from qflow.bench.row import Row, Signal
+from qflow.bench.row import Signal
 from qflow.bench.rows import ROWS
 from qflow.bench.scenario import RESULT, STACKS
 from qflow.bench.verdict import Evidence, Verdict, judge, worst
@@ -91,7 +91,7 @@ class Running:
         self.tag, self.folder = uuid.uuid4().hex, Path(tempfile.mkdtemp(prefix="qflow-bench-"))
         self.signalled = self.cpu = 0.0
         self.busy = False
-        command = [*_namespace(self.row), sys.executable, "-m", "qflow.bench.scenario", system, name]
+        command = [*own_shm(self.row.shm), sys.executable, "-m", "qflow.bench.scenario", system, name]
         environment = {**os.environ, TAG: self.tag, FOLDER: str(self.folder), "TMPDIR": str(self.folder / "tmp")}
         (self.folder / "tmp").mkdir()
         self.started = time.time()
@@ -192,9 +192,9 @@ class Running:
         return " < ".join(frames[:4])
 
 
-def _namespace(row: Row) -> list[str]:
-    """The command before the script's that gives it a /dev/shm of its own, where that can be: it goes with the cell."""
-    return _mounted(row.shm) if _has_namespaces() else []
+def own_shm(size: int = 0) -> list[str]:
+    """The command before a script's that gives it a /dev/shm of its own, where that can be: it goes with the script."""
+    return _mounted(size) if _has_namespaces() else []
 
 
 def _mounted(size: int) -> list[str]:

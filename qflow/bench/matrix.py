@@ -34,7 +34,7 @@ class Matrix:
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """The options; names are separated by commas."""
         add = parser.add_argument
-        systems, rows = _names(SYSTEMS, "system", own=":"), _names(self.rows, "row")
+        systems, rows = names_of(SYSTEMS, "system", own=":"), names_of(self.rows, "row")
         own = "or module:function of your own"
         add("--systems", type=systems, default=self.systems, metavar="NAMES", help=f"of {', '.join(SYSTEMS)}; {own}")
         add("--rows", "--faults", type=rows, default=list(self.rows), metavar="NAMES", help=f"of {', '.join(self.rows)}")
@@ -124,7 +124,7 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _names(known: Mapping[str, object], what: str, *, own: str = "") -> Callable[[str], list[str]]:
+def names_of(known: Mapping[str, object], what: str, *, own: str = "") -> Callable[[str], list[str]]:
     """A type of argparse: names separated by commas; ``own`` stands in a name that needn't be known."""
 
     def parse(text: str) -> list[str]:

@@ -7,7 +7,6 @@ leaving costs belongs to the system. A peer is imported in its adapter, in the p
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -176,6 +175,8 @@ class System:
     @property
     def version(self) -> str:
         """Of the package; "" where there is none."""
+        import importlib.metadata  # it takes long to load
+
         return importlib.metadata.version(self.package) if self.package else ""
 
     @property

@@ -1,0 +1,193 @@
+"""The bench of throughput: what it tells is right, what is wrong has no figure, and every grid is shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import qflow as qf
+from qflow.bench.throughput import report
+from qflow.bench.throughput.figures import Figure, Measurement, figures
+from qflow.bench.throughput.goals import GOALS, best_peer, reached
+from qflow.bench.throughput.measure import BARE
+from qflow.bench.throughput.peers import OWN, PEERS
+from qflow.bench.throughput.tally import Tally
+from qflow.bench.throughput.workload import numbers
+from qflow.bench.throughput.workloads import WORKLOADS, hdf5, index
+
+BRIEF = ["--repeats", "1", "--seconds", "0.01"]
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command, in a process of its own that can import the bad peers."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "qflow.bench", *BRIEF, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def lines_of(text: str) -> dict[str, str]:
+    """The first line of each system."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return {line.split("|")[1].strip(): line for line in reversed(lines)}
+
+
+def test_a_run_tells_tables_goals_json_and_the_grid(tmp_path: Path) -> None:
+    file = tmp_path / "all.json"
+    run = bench("--only", "ints", "--peers", "pool_chunked", "--quick", "--json", str(file))
+    assert run.returncode == 0, run.stderr
+    lines = lines_of(run.stdout)
+    assert "chunksize=10000" in lines["multiprocessing.Pool, chunked by hand"]
+    assert "chunksize=4000" in lines["multiprocessing.Pool, chunked by hand"]
+    assert {"qflow", "serial loop", "ints through one step"} < set(lines)
+    assert "beside Pool.imap, chunked by hand" in run.stdout
+    assert "numpy" in run.stdout.splitlines()[-1]
+    details = json.loads(file.read_text())
+    assert {figure["system"]: figure["note"] for figure in details["figures"]} == dict.fromkeys(
+        ["qflow", "serial", "pool_chunked"], ""
+    )
+    assert {"rate", "start", "cpu", "consumer", "pss", "faults", "mappings"} < set(details["figures"][0]["values"])
+    tried = [each["setting"] for each in details["measurements"] if (each["system"], each["turn"]) == ("pool_chunked", 0)]
+    assert tried == [{"chunksize": 10000}, {"chunksize": 4000}]
+
+
+def test_what_is_wrong_has_no_figure() -> None:
+    names = ["LOSES", "DOUBLES", "WRONG", "SHUFFLES", "RAISES", "DIES", "TUNED", "ABSENT", "UNBUILT"]
+    run = bench("--only", "ints", "--peers", ",".join(f"bad_peers:{name}" for name in names))
+    assert run.returncode == 0, run.stderr
+    lines = lines_of(run.stdout)
+    words = {
+        "loses": "void: 1 of 1000 results is missing",
+        "doubles": "void: 1 of 1001 results are wrong or doubled",
+        "wrong": "void: 1000 of 1000 results are wrong or doubled",
+        "shuffles": "order not kept",
+        "raises": "OSError: no more of it",
+        "dies": "died with status 3",
+        "tuned": "**speed=high**",
+        "absent": "no_such_package is not installed",
+        "unbuilt": "it is for other things",
+    }
+    assert {name: text in lines[name] for name, text in words.items()} == dict.fromkeys(words, True), run.stdout
+    figureless = [name for name in words if not lines[name].split("|")[2].strip()]
+    assert figureless == ["loses", "doubles", "wrong", "raises", "dies", "absent", "unbuilt"]
+    assert "speed=low: " in lines["tuned"]
+    assert "speed=none: ValueError: this setting doesn't work" in lines["tuned"]
+
+
+def test_a_peer_that_hangs_has_a_limit() -> None:
+    run = bench("--only", "ints", "--peers", "bad_peers:HANGS", "--limit", "3")
+    assert "hung: no result after 3 s" in lines_of(run.stdout)["hangs"]
+
+
+def test_the_time_to_the_first_item_is_a_workload(tmp_path: Path) -> None:
+    run = bench("--only", "first", "--peers", "pool")
+    assert run.returncode == 0, run.stderr
+    assert "cold s" in run.stdout
+    assert "second epoch" in run.stdout
+
+
+@pytest.mark.parametrize("name", [name for name in WORKLOADS if name not in ("hdf5-large", "hdf5-heavy", "index-n1", "index-n8")])
+def test_each_workload_tells_right_results_from_wrong_ones(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = WORKLOADS[name]
+    for package in workload.packages:
+        pytest.importorskip(package)
+    monkeypatch.setenv("QFLOW_BENCH_DATA", str(tmp_path))
+    if workload.prepare:
+        workload.prepare(tmp_path)
+    job, count = workload.job(), 10
+    results = list(map(job.step, job.items(count)))
+    hdf5.opened.cache_clear()
+    assert [workload.glance(result) for result in results] == workload.keys(0, count) == [workload.look(each) for each in results]
+    assert workload.keys(0, count) + workload.keys(count, count + 5) == workload.keys(0, count + 5)
+    assert workload.least <= workload.most
+    assert workload.least % workload.multiple == workload.most % workload.multiple == workload.checked % workload.multiple == 0
+
+
+def test_the_index_is_looked_up_once_there_is_something_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qf, "shared", list, raising=False)
+    monkeypatch.setattr(index, "STRINGS", 100)
+    job = index.lookups(8).job()
+    assert list(map(job.step, job.items(5))) == [0, 1, 2, 3, 4]
+    assert ("index-n8" in WORKLOADS) == ("shared" in qf.__all__)
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_each_peer_says_what_it_tries_or_why_not(name: str) -> None:
+    pickle.loads(pickle.dumps(WORKLOADS[name]))
+    for peer in PEERS.values():
+        cells = peer.grid(WORKLOADS[name])
+        assert cells
+        assert isinstance(cells, str) or len(cells) <= 6
+
+
+def test_a_tally_tells_what_is_missing_wrong_doubled_or_out_of_order() -> None:
+    def verdict(*blocks: list[int]) -> tuple[str, bool]:
+        tally = Tally(numbers)
+        for block in blocks:
+            tally.take(block)
+        return tally.verdict(4), tally.in_order
+
+    assert verdict([0, 1], [2, 3]) == ("", True)
+    assert verdict([0, 2], [1, 3]) == ("", False)
+    assert verdict([0], [1]) == ("2 of 4 results are missing", True)
+    assert verdict([0, 1], [3]) == ("1 of 4 results is missing", False)
+    assert verdict([0, 1], [2, 2]) == ("1 of 4 results are wrong or doubled", False)
+    assert verdict([0, 1], [2, 3, 4]) == ("1 of 5 results are wrong or doubled", True)
+
+
+def of(system: str, rate: float, turn: int = 1, workload: str = "array", **setting: Any) -> Measurement:
+    return Measurement(workload, system, setting, turn, {"rate": rate, "consumer": 4e-5, "faults": 0.0, "mappings": 0.0})
+
+
+def test_a_figure_is_the_median_of_the_turns_of_the_best_setting() -> None:
+    tries = [of("torch", 5.0, 0, prefetch=2), of("torch", 9.0, 0, prefetch=8)]
+    turns = [of("torch", rate, turn, prefetch=8) for turn, rate in enumerate([7.0, 6.0, 8.0], 1)]
+    (found,) = figures(tries + turns)
+    assert (found.setting, found.rate, found.low, found.high, found.turns) == ({"prefetch": 8}, 7.0, 6.0, 8.0, 3)
+
+
+def test_one_lossy_turn_voids_a_figure() -> None:
+    lossy = Measurement("array", "qflow", {}, 2, {"failed": "void: 1 of 9 results is missing"})
+    (found,) = figures([of("qflow", 5.0, 0), of("qflow", 5.0, 1), lossy])
+    assert (found.values, found.note) == ({}, "void: 1 of 9 results is missing")
+
+
+def test_goals_compare_with_the_best_peer_across_processes() -> None:
+    rates = {"qflow": 100.0, BARE: 200.0, "serial": 900.0, "torch": 10.0, "mpire": 20.0, "spdl_threads": 800.0}
+    found = [Figure("array", system, {}, {"rate": rate, "consumer": 4e-5}) for system, rate in rates.items()]
+    best = best_peer(found, "array")
+    assert best is not None
+    assert best.system == "mpire"
+    told = {goal.words: (value, goal.met(value)) for goal, value in reached(found)}
+    assert told["beside the best peer that crosses processes"] == (5.0, False)
+    assert told["beside np.copyto"] == (0.5, False)
+    assert told["CPU of the consumer's thread per array"] == (pytest.approx(40.0), True)
+    assert "mpire" in report.summary(found)
+
+
+def test_goals_are_about_workloads_and_peers_that_there_are() -> None:
+    later = {"index-n1", "index-n8"}
+    assert {goal.workload for goal in GOALS} <= {*WORKLOADS, *later}
+    assert set(OWN) < set(PEERS)
+
+
+PLOT = """
+import sys
+from pathlib import Path
+from qflow.bench.throughput.figures import Figure
+from qflow.bench.throughput.plot import plot
+rates = [("qflow", 5.0), ("bare", 9.0)]
+plot([Figure("array", system, {}, {"rate": rate}, rate, rate) for system, rate in rates], Path(sys.argv[1]), "here")
+"""
+
+
+def test_the_plot_is_a_file(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    subprocess.run([sys.executable, "-c", PLOT, str(tmp_path / "rates.svg")], check=True)  # matplotlib keeps its fonts open
+    assert "np.copyto loop" in (tmp_path / "rates.svg").read_text()
