@@ -14,9 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qflow as qf
+from qflow.engines.simulated import PlainCells
 from qflow.errors import InternalError
 from qflow.graph.plan import SMALL
+from qflow.runtime.board import DATA, PACKED, Board, shape_of, words_needed
+from qflow.runtime.desk import Desk
+from qflow.runtime.ledger import Orders
 from qflow.runtime.packed import MOST, NUMBERS, Numbers, Plain, Reader, Writer, packs, small
+from qflow.runtime.turn import Claim
 
 numbers = st.integers(-(1 << 63), (1 << 63) - 1) | st.floats()
 plain = numbers | st.integers() | st.booleans() | st.none() | st.text(max_size=20) | st.binary(max_size=20)
@@ -146,6 +151,42 @@ def test_each_call_is_made_once(tmp_path):
         assert (run.stats()[0].died, run.stats()[0].results) == (2, 2000)
     calls = [int(x) for x in (tmp_path / "calls").read_text().split()]
     assert sorted(calls) == sorted([*range(2000), 700, 1500])
+
+
+def test_a_run_that_is_left_amid_a_claim_leaves_nothing_to_the_next():
+    """The worker waits for room when it is cancelled; in the next run it claims the same place."""
+
+    def step(x):
+        time.sleep(0.05 * (x < 100) + 0.02 * (x == 100))
+        yield from (x, x, x)
+
+    with qf.process(step) | qf.queue(1) as pipe:
+        for _ in range(6):
+            run = pipe([0, 1])
+            assert [next(run) for _ in range(4)] == [0, 0, 0, 1]
+            words = run._session.crew.channels.board.edges[1]
+            while not words.cell_wait[0]:
+                time.sleep(0.001)
+            run.close()
+            assert list(pipe(range(100, 300))) == [x for x in range(100, 300) for _ in range(3)]
+
+
+def test_what_a_cancelled_claim_took_is_not_counted_in_the_next_run():
+    """The same claim there would cost less than nothing, and so many values would be taken."""
+    flow = qf.Flow(qf.process(abs))
+    shape = shape_of(flow.plan())
+    cells = PlainCells({})
+    desk = Desk(Board(shape, memoryview(bytearray(8 * words_needed(shape))).cast("Q")), ("abs",), 0, 1, cells, cells)
+    desk.group = flow.plan().groups[0]
+    claim = Claim(0, 0, 0, 1, DATA | PACKED, 0)
+    Writer(cells.inbox(0), Plain(-1, (0,)))
+    for spent in (10**9, 0):  # the first is cancelled before it is released
+        desk.counts[0] = spent
+        desk.start(Orders())
+        desk._begin(claim, 0)
+    desk.counts[0] = 1000
+    desk._release(claim)
+    assert desk._share(5) in (1, 2)
 
 
 def test_a_poisonous_number_is_named():
