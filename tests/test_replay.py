@@ -94,9 +94,10 @@ def test_attempts_are_an_option_of_the_engine():
         Processes(attempts=0)
 
 
-WORK = ("not ready", "marked", "holding", "jotted", "claimed", "filled", "tagged", "written", "committed", "released", "ended")
-STREAM = ("not ready", "marked", "filled", "tagged", "written", "committed", "released", "slotted", "saved", "ended")
+WORK = ("not ready", "holding", "jotted", "claimed", "filled", "tagged", "written", "committed", "released", "ended")
+STREAM = ("not ready", "filled", "tagged", "written", "committed", "released", "slotted", "saved", "ended")
 MAY = (
+    "marked",
     "waking",
     "opened",
     "added",
@@ -108,7 +109,7 @@ MAY = (
     "skipped",
 )  # as it comes, in some pipeline
 POINTS = [*dict.fromkeys((*WORK, "passed", *MAY, *STREAM))]
-ONE = ("not ready", "marked", "ended")  # to which not each worker of a step must come
+ONE = ("not ready", "ended")  # to which not each worker of a step must come
 
 
 def named_points(module):
