@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qflow.runtime.board import Board, Phase, Shape, edge_shape, words_needed
-from qflow.runtime.ledger import Ledger
+from qflow.runtime.ledger import STORM, Ledger
 
 
 @pytest.fixture
@@ -42,3 +42,20 @@ def test_who_was_at_rest_is_not_charged(board):
     ledger = Ledger(attempts=1)
     assert death(ledger, board).condemned == {}
     assert death(ledger, board, second=6).condemned == {(6, 2): ("died", 1)}
+
+
+def test_a_step_gives_up_when_nothing_is_committed_whatever_is_claimed(board):
+    ledger = Ledger(attempts=2)
+    given_up = [death(ledger, board, first=place).given_up for place in range(STORM)]
+    assert [bool(text) for text in given_up] == [False] * (STORM - 1) + [True]
+
+
+@pytest.mark.parametrize("commit", ["an entry", "an item without results"])
+def test_a_step_that_commits_goes_on(board, commit):
+    ledger = Ledger(attempts=2)
+    for place in range(3 * STORM):
+        assert not death(ledger, board, first=place).given_up
+        if commit == "an entry":
+            board.edges[1].head[0] += 1
+        else:
+            board.job[2][4] += 1

@@ -132,7 +132,7 @@ class Ledger:
         if blameless:
             return Decision()
         member = participants[0]
-        self._progressed(board, group, member, participants)
+        self._progressed(board, group, member, participants, 0 if stream else 4)
         charged = {at.charged: at for at in ats if at.charged is not None}
         if overdue and any(at.phase is Phase.OPEN for at in ats):
             return Decision(given_up="was not ready in time: its step was still being loaded or built", kind="timeout")
@@ -149,11 +149,11 @@ class Ledger:
         members = board.edges[group + 1].shape.producers // len(participants)
         return Decision(suspects=suspects, given_up=self._given_up(group, member, ats, members))
 
-    def _progressed(self, board: Board, group: int, member: int, participants: Sequence[int]) -> None:
-        """Forget what a member died of before it claimed something, or its step committed something."""
+    def _progressed(self, board: Board, group: int, member: int, participants: Sequence[int], committed: int) -> None:
+        """Forget what a member died of before it claimed something, or its step committed: an entry, or that word of a job."""
         out = board.edges[group + 1]
         own = sum(board.job[who][0] for who in participants)
-        step = sum(out.head) + sum(sum(board.job[who]) for who in range(out.first, out.first + out.shape.producers))
+        step = sum(out.head) + sum(board.job[who][committed] for who in range(out.first, out.first + out.shape.producers))
         if own != self._own.get(member):
             self._openings[member] = 0
         if step != self._step.get(group):
