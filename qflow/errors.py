@@ -128,6 +128,13 @@ def annotate(
     return error
 
 
+def not_quiet(error: StopIteration, who: str) -> StepError:
+    """What is raised in place of a StopIteration of user code."""
+    told = StepError(f"{who} raised {error!r}, which would end the loop quietly")
+    told.__cause__ = error
+    return told
+
+
 def got(value: Any) -> str:
     """What a message says it got."""
     return f"{describe(value)} of type {type(value).__name__}"

@@ -1,8 +1,4 @@
-"""Crashes by natural causes (W4), and what happens to workers whose nursery is killed (W13).
-
-C code is called with the interpreter held (PyDLL): the fault handler walks the stacks of all threads, and dies of it
-when another one runs meanwhile.
-"""
+"""Crashes by natural causes (W4), and what happens to workers whose nursery is killed (W13)."""
 
 from __future__ import annotations
 
@@ -82,7 +78,7 @@ def test_W4_a_crash_in_c_is_named_with_its_signal_and_the_python_stack_above_it(
     arguments, number = IN_C[function]
 
     def calls_c(x):
-        getattr(ctypes.PyDLL(library), function)(*arguments)
+        getattr(ctypes.CDLL(library), function)(*arguments)
 
     def step(x):
         if x == 3:
@@ -97,7 +93,7 @@ def test_W4_a_crash_in_c_is_named_with_its_signal_and_the_python_stack_above_it(
 def overflows(x, folder):
     """Python calls C calls Python, without end."""
 
-    @ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_int)
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)
     def again(n):
         return again(n + 1)
 
@@ -126,15 +122,15 @@ def reads_behind_the_end(x, folder):
 
 
 def writes_nowhere(x, folder):
-    ctypes.PyDLL(None).memset(16, 0, 8)
+    ctypes.memset(16, 0, 8)
 
 
 def runs_data(x, folder):
-    ctypes.PYFUNCTYPE(None)(16)()
+    ctypes.CFUNCTYPE(None)(16)()
 
 
 def frees_twice(x, folder):
-    libc = ctypes.PyDLL(None)
+    libc = ctypes.CDLL(None)
     libc.malloc.restype = ctypes.c_void_p
     block = libc.malloc(ctypes.c_size_t(100_000))
     libc.free(ctypes.c_void_p(block))
@@ -296,7 +292,7 @@ def test_W13_the_next_run_after_its_nursery_was_killed_at_rest(start):
 
 
 @pytest.mark.parametrize("start", ["forkserver", *(pytest.param(s, marks=pytest.mark.slow) for s in ("spawn", "fork"))])
-@pytest.mark.parametrize("how", ["ctypes.PyDLL({library!r}).spins()", "__import__('re').match(r'(a|aa)+$', 'a' * 60 + 'b')"])
+@pytest.mark.parametrize("how", ["ctypes.CDLL({library!r}).spins()", "__import__('re').match(r'(a|aa)+$', 'a' * 60 + 'b')"])
 def test_W13_a_worker_that_is_stuck_in_c_code_goes_within_a_second_of_its_nursery(how, start, library, tmp_path):
     """It has the interpreter to itself, so that no thread of it can look: the kernel must see to it (PR_SET_PDEATHSIG).
 

@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import threading
@@ -160,8 +161,10 @@ def test_a_stuck_run_is_closed_within_a_second_in_any_thread():
         thread = threading.Thread(target=close)
         thread.start()
         thread.join()
-        close()
-    assert max(took) < 1.5  # half a second of grace, and of load
+        for _ in range(4):
+            close()
+    assert statistics.median(took) < 1, took  # half a second is grace
+    assert max(took) < 1.5
 
 
 def test_two_threads_that_run_a_flow_first_share_its_workers(monkeypatch):

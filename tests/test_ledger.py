@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qflow.runtime.board import Board, Phase, Shape, edge_shape, words_needed
-from qflow.runtime.ledger import Ledger
+from qflow.runtime.board import CLOSED, SHIFT, Board, Phase, Shape, edge_shape, words_needed
+from qflow.runtime.ledger import STORM, Ledger
 
 
 @pytest.fixture
@@ -42,3 +42,41 @@ def test_who_was_at_rest_is_not_charged(board):
     ledger = Ledger(attempts=1)
     assert death(ledger, board).condemned == {}
     assert death(ledger, board, second=6).condemned == {(6, 2): ("died", 1)}
+
+
+def test_a_step_gives_up_when_nothing_is_committed_whatever_is_claimed(board):
+    ledger = Ledger(attempts=2)
+    given_up = [death(ledger, board, first=place).given_up for place in range(STORM)]
+    assert [bool(text) for text in given_up] == [False] * (STORM - 1) + [True]
+
+
+@pytest.mark.parametrize("commit", ["an entry", "a value of one", "an item", "a value without results"])
+def test_a_step_that_commits_goes_on(board, commit):
+    ledger, out = Ledger(attempts=2), board.edges[1]
+    for place in range(3 * STORM):
+        assert not death(ledger, board, first=place).given_up
+        item = board.job[1][0]  # that the first will have claimed when it dies again
+        if commit == "an entry":
+            out.head[item % out.window] = (item << SHIFT) + 1
+        elif commit == "a value of one":
+            board.job[1][0] = 0  # at the same item
+            out.head[0] = 1
+            out.grown[0] += 1
+        else:
+            board.job[2][7 if commit == "an item" else 8] += 1
+
+
+@pytest.mark.parametrize("change", ["opened its lane", "closed its entry"])
+def test_what_is_no_commit_does_not_count_as_one(board, change):
+    ledger, out = Ledger(attempts=2), board.edges[1]
+    given_up = []
+    out.head[0] = change == "closed its entry"
+    for place in range(STORM):
+        given_up.append(death(ledger, board, first=place).given_up)
+        if change == "opened its lane":
+            item = board.job[1][0]
+            out.head[item % out.window] = item << SHIFT
+        else:
+            board.job[1][0] = board.job[2][0] = 0  # at the same item
+            out.grown[0] |= CLOSED
+    assert any(given_up)

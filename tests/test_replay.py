@@ -455,4 +455,4 @@ def test_a_step_that_never_commits_gives_up_soon(n):
     )
     died, _, text = done.stdout.partition(" ")
     assert text.startswith("A worker of step 'abs' died as"), done
-    assert int(died) <= 8 + 4 * n  # whoever claims something meanwhile counts as going on
+    assert int(died) <= 5 + (n - 1) + n + 3

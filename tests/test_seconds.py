@@ -211,6 +211,7 @@ def test_a_death_is_known_in_a_moment_and_the_work_goes_on_within_a_second(waiti
             back.append(again - killed)
     assert statistics.median(known) < MOMENT, known
     assert max(known) < SECOND
+    assert statistics.median(back) < 1, back
     assert max(back) < SECOND
 
 

@@ -42,8 +42,6 @@ class SerialRun(Run[Any]):
         path, value, known = next(self._results)
         if not known & FAILED:
             return value
-        if type(value) is ItemFailure:
-            raise Told(value)
         error = annotate(value.error, value.step, path, value.what, attempts=value.attempts)
         kept = value.value if self._options.on_error == "collect" else None
         raise Told(ItemFailure(error, value.step, path, value.what, attempts=value.attempts, value=kept))
@@ -63,8 +61,7 @@ def _results(plan: Plan, values: Iterator[Any]) -> Generator[Result, None, None]
             break
         except Exception as error:
             annotate(error, "source", (number,), None)
-            yield (number,), ItemFailure(error, "source", (number,), None, fatal=True), FAILED
-            return
+            raise Told(ItemFailure(error, "source", (number,), None, fatal=True)) from None
         try:
             yield from row.add(value, (number,))
         finally:

@@ -137,7 +137,7 @@ class SimulatedRun(Run[Any]):
 
     def _ring(self, actions: Acting) -> None:
         """Play what only rings, at one go: it is within an effect of an actor, who must not act meanwhile."""
-        for _, who in (action for action in actions if type(action) is tuple):
+        for _, who in actions:
             self._simulation.bells[who] += 1
 
     def _open(self, desk: Desk, number: int, orders: Orders) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, final, 
 
 from toolz import pipe
 
-from qflow.errors import GraphError, StepError, blame, got
+from qflow.errors import GraphError, blame, got, not_quiet
 from qflow.graph import run as runs
 from qflow.graph.function import Function, function_of, function_text, is_function, opened
 from qflow.graph.markers import SKIP
@@ -171,8 +171,7 @@ class Each(Operator[A, B]):
             try:
                 yield from each.outputs(value)
             except StopIteration as error:  # else PEP 479 would hide which step it was
-                quiet = StepError(f"step {self.name!r} raised {error!r}, which would end the loop quietly")
-                raise blame(quiet, self.name, value) from error
+                raise blame(not_quiet(error, f"step {self.name!r}"), self.name, value) from error
             except Exception as error:
                 blame(error, self.name, value)
                 raise

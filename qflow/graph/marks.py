@@ -267,9 +267,8 @@ class Elements(Step[Any, Any, Any, Any]):
         if value is CLOSE:
             return (CLOSE,)
         outputs = results(self.function(value.value if type(value) is Quoted else value))
-        if type(outputs) is not tuple:
-            return (_quoted(output) for output in outputs)
-        return (_quoted(outputs[0]),) if outputs else outputs
+        quoted = (_quoted(output) for output in outputs)
+        return tuple(quoted) if type(outputs) is tuple else quoted
 
 
 @final
@@ -444,7 +443,8 @@ def process(function: Any = _NOTHING, /, **options: Any) -> Any:
             ``((OSError, KeyError), 3, 0.5)``. The item comes as it came first, and what an iterator has
             given by then is not given twice.
         timeout: seconds that the step may compute without giving a result; then its worker is killed and
-            the item fails with `StepTimeout`, which has the worker's stack. Not in the serial engine.
+            the item fails with `StepTimeout`, which has the worker's stack. To load an item, or to make
+            the step, there is a minute at least, for that may import. Not in the serial engine.
         max_items: replace a worker process by a fresh one after so many items, for code that leaks.
         max_memory: replace it between two items when its private memory is above so many bytes,
             a number or a text as ``"2GB"``.

@@ -54,7 +54,7 @@ class Options:
         n: workers.
         name: of the step.
         retry: what to try again, in the same worker, on the item as it came.
-        timeout: seconds that the step may compute without giving a result.
+        timeout: seconds that the step may compute without giving a result; a minute at least to load an item or the step.
         max_items: items after which a worker process is replaced by a fresh one.
         max_memory: bytes of private memory above which a worker process is replaced between two items.
     """

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from qflow.errors import NondeterministicStep, StepError, blamed, describe
+from qflow.errors import NondeterministicStep, blamed, describe, not_quiet
 from qflow.graph.flow import Each, Operator, Stream
 
 Path = tuple[int, ...]
@@ -276,7 +276,5 @@ def failed(error: BaseException, operator: Operator[Any, Any], value: Any, attem
     """What was raised by an operator for a value."""
     name, what = blamed(error) or (operator.name, None if value is NO_ITEM else describe(value))
     if isinstance(error, StopIteration):
-        quiet = StepError(f"step {name!r} raised {error!r}, which would end the loop quietly")
-        quiet.__cause__ = error
-        error = quiet
+        error = not_quiet(error, f"step {name!r}")
     return Failed(error, name, what, value, attempts)

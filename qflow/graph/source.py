@@ -10,7 +10,7 @@ from os import PathLike
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from qflow.errors import GraphError, StepError, annotate, describe, got
+from qflow.errors import GraphError, annotate, describe, got, not_quiet
 from qflow.graph.function import is_iterable
 
 if TYPE_CHECKING:
@@ -100,8 +100,7 @@ def use(value: Any) -> Iterator[Any]:
     try:
         iterator = items(value)
     except StopIteration as error:
-        quiet = StepError(f"the source raised {error!r} when it was begun, which would end a loop quietly")
-        raise annotate(quiet, "source", None, None) from error
+        raise annotate(not_quiet(error, "the source, when it was begun,"), "source", None, None) from error
     except GraphError:
         raise
     except Exception as error:

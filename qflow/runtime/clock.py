@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -12,10 +13,7 @@ STALLED = 60.0  # seconds after which a step that gives no result is told of, an
 PAUSE = 10**9  # nanoseconds too late for a look that mean that the machine was paused, and so everybody's time begins anew
 BUILDING = 60.0  # seconds that a worker may take at least to load and build its step, or to load an item, imports and all
 SECOND_LOOK = 0.05  # seconds between the two looks at a call whose time is up, in which its stack is written
-
-
 IMPORTS = (Phase.LOAD, Phase.OPEN)  # phases in which what is loaded may have to be imported first
-INFINITE = float("inf")
 
 
 class Running(NamedTuple):
@@ -60,7 +58,7 @@ class Clock:
         for who in self._participants:
             state, place, since = self._board.at[who]
             if state & 7 != Phase.IDLE:
-                limit = self._limits.get(who, INFINITE)
+                limit = self._limits.get(who, math.inf)
                 limit = max(limit, BUILDING) if state & 7 in IMPORTS else limit
                 yield (
                     Running(who, place - 1, since, state >> OFFSET),

@@ -15,7 +15,7 @@ from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 from qflow.errors import QFlowError, StepTimeout, TransportError, WorkerDied
-from qflow.runtime.board import CALLS, LOW, OFFSET, SHIFT, Board, Phase
+from qflow.runtime.board import CALLS, CLOSED, ENDED, LOW, OFFSET, SHIFT, Board, Edge, Phase
 
 STORM = 5  # deaths of a step's workers with items in hand, and nothing committed between; one more for each further worker
 
@@ -114,7 +114,7 @@ class Ledger:
         self._verdicts: dict[int, dict[Call, Verdict]] = {}
         self._hopeless: Counter[int] = Counter()  # of a group's members that were only to say that their step gives up
         self._own: dict[int, int] = {}  # member -> its progress at its last death
-        self._step: dict[int, int] = {}  # group -> its progress at the last death in it
+        self._step: dict[int, list[tuple[int, ...]]] = {}  # group -> its progress at the last death in it
 
     def judge(
         self,
@@ -138,7 +138,7 @@ class Ledger:
         if blameless:
             return Decision()
         member = participants[0]
-        self._progressed(board, group, member, participants)
+        self._progressed(board, group, member, participants, stream)
         charged = {at.charged: at for at in ats if at.charged is not None}
         if overdue and any(at.phase is Phase.OPEN for at in ats):
             return Decision(given_up="was not ready in time: its step was still being loaded or built", kind="timeout")
@@ -155,12 +155,12 @@ class Ledger:
         members = board.edges[group + 1].shape.producers // len(participants)
         return Decision(suspects=suspects, given_up=self._given_up(group, member, ats, members))
 
-    def _progressed(self, board: Board, group: int, member: int, participants: Sequence[int]) -> None:
+    def _progressed(self, board: Board, group: int, member: int, participants: Sequence[int], stream: bool) -> None:
         """Forget what a member died of before it claimed something, or its step committed something."""
         out = board.edges[group + 1]
         own = sum(board.job[who][0] for who in participants)
         workers = range(out.first, out.first + out.shape.producers)
-        step = sum(out.head) + sum(sum(board.job[who]) + _grown(board, group, who) for who in workers)
+        step = [(board.job[who][0], *out.head) if stream else _committed(board, out, who) for who in workers]
         if own != self._own.get(member):
             self._openings[member] = 0
         if step != self._step.get(group):
@@ -202,13 +202,15 @@ class Ledger:
         return dict(found)
 
 
-def _grown(board: Board, group: int, who: int) -> int:
-    """What a worker has published of the item that it claimed, as a number that grows."""
-    edge, item = board.edges[group + 1], max(0, board.job[who][0] - 1)
-    head = edge.head[item % edge.window]
-    return (
-        edge.grown[item % edge.window * edge.depth + (head - 1 & LOW) % edge.depth] if head >> SHIFT == item and head & LOW else 0
-    )
+def _committed(board: Board, out: Edge, who: int) -> tuple[int, ...]:
+    """What a worker of a step has committed: items, values without results, and entries and values of the item at work."""
+    job = board.job[who]
+    item = job[0] - 1
+    head = out.head[item % out.window]
+    if job[0] == job[7] or head >> SHIFT != item or not head & LOW:
+        return job[7], job[8], 0, 0
+    slot = item % out.window * out.depth + (head - 1 & LOW) % out.depth
+    return job[7], job[8], head, out.grown[slot] & ~(ENDED | CLOSED)
 
 
 def _verdict(kind: str, deaths: int, how: str, more: str, seconds: float) -> Verdict:
