@@ -8,7 +8,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,7 @@ def measure(bench: Bench, systems: Sequence[str], rows: Sequence[str], *, jobs: 
             yield from _run(bench, threads, [(system, row) for row in rows if row != CONTROL for system in works])
         except BaseException:
             bench.stop.set()
+            threads.shutdown(cancel_futures=True)
             raise
 
 
@@ -96,8 +97,11 @@ def _works(system: str, verdict: Verdict) -> bool:
 
 
 def _run(bench: Bench, threads: ThreadPoolExecutor, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Verdict]]:
-    verdicts = threads.map(lambda cell: bench.run(*cell), cells)
-    for number, (cell, verdict) in enumerate(zip(cells, verdicts, strict=True), 1):
+    running = [threads.submit(bench.run, *cell) for cell in cells]
+    for number, (cell, future) in enumerate(zip(cells, running, strict=True), 1):
+        while not future.done():
+            wait([future], timeout=1)  # not for ever: a signal that comes just before a wait is handled after it
+        verdict = future.result()
         _say(f"{number}/{len(cells)} {': '.join(cell)}: {verdict}  {' '.join(verdict.note.split())[:100]}")
         yield cell, verdict
 
