@@ -20,8 +20,8 @@ from qflow.graph.plan import SMALL
 from qflow.runtime.board import DATA, PACKED, Board, shape_of, words_needed
 from qflow.runtime.desk import Desk
 from qflow.runtime.ledger import Orders
-from qflow.runtime.packed import MOST, NUMBERS, Numbers, Plain, Reader, Writer, packs, small
-from qflow.runtime.turn import Claim
+from qflow.runtime.packed import MOST, Filling, Numbers, Packer, Plain, Records, packs, read, small
+from qflow.runtime.turn import Claim, Parcel
 
 numbers = st.integers(-(1 << 63), (1 << 63) - 1) | st.floats()
 plain = numbers | st.integers() | st.booleans() | st.none() | st.text(max_size=20) | st.binary(max_size=20)
@@ -29,52 +29,59 @@ values_ = plain | st.tuples(plain, plain) | st.lists(plain, max_size=4) | st.dic
 paths = st.tuples(st.integers(0, 1 << 40)) | st.tuples(st.integers(0, 99), st.integers(0, 1 << 40))
 
 
+def parcel(content, nbytes=8):
+    return Parcel(DATA, nbytes, content, packs=True)
+
+
 def written(contents):
     """A cell with values in it -> the cell, and how many fitted."""
-    region = memoryview(bytearray(b"\xdb" * SMALL))
-    writer = Writer(region, contents[0])
-    fitted = 1 + sum(1 for _ in itertools.takewhile(writer.add, contents[1:]))
-    return region, fitted
+    cells = PlainCells({})
+    filling = Filling(cells)
+    filling.fill(0, parcel(contents[0]))
+    fitted = 1 + sum(1 for _ in itertools.takewhile(lambda content: filling.add(0, parcel(content)), contents[1:]))
+    return cells.region(0), fitted
 
 
 def same(left, right):
     return type(left) is type(right) and repr(left) == repr(right)
 
 
-@given(st.lists(st.tuples(values_, paths), min_size=1, max_size=30), st.data())
-def test_what_is_written_is_read_in_any_part_also_from_a_copy(items, data):
-    region, fitted = written([small(value, path) for value, path in items])
-    assert fitted >= 1
+@given(st.lists(st.tuples(values_, paths), min_size=1, max_size=30), st.booleans(), st.data())
+def test_what_is_written_is_read_in_any_part_also_from_a_copy(items, rows, data):
+    packer = Packer()
+    region, fitted = written([packer.pack(value, path) if rows else small(value, path) for value, path in items])
+    assert fitted == len(items) if not rows else fitted >= 1
     offset = data.draw(st.integers(0, fitted - 1))
     count = data.draw(st.integers(1, fitted - offset))
-    reader = Reader(region, offset, count)
+    reader = read(region, offset, count)
     copy = memoryview(bytearray(SMALL))
     reader.copy(copy)
-    for each in (reader, Reader(copy, offset, count)):
+    for each in (reader, read(copy, offset, count)):
         for k, (value, path) in enumerate(items[offset : offset + count]):
             found, at = each.load(k, read_only=True)
             assert same(found, value)
             assert at == path == each.path(k)
-        if (columns := each.numbers()) is not None:
-            assert columns[0] == [path[0] for _, path in items[offset : offset + count]]
-            assert repr(columns[1]) == repr([value for value, _ in items[offset : offset + count]])
 
 
 @given(st.lists(st.integers(-(1 << 63), (1 << 63) - 1), min_size=1, max_size=300), st.integers(0, 1 << 40))
 def test_numbers_in_a_row_are_as_one_by_one(values, first):
+    packer = Packer()
     row, _ = written([Numbers(values, first)])
-    one, _ = written([Plain(value, (first + k,)) for k, value in enumerate(values)])
-    assert Reader(row, 0, len(values)).numbers() == Reader(one, 0, len(values)).numbers()
+    one, _ = written([packer.pack(value, (first + k,)) for k, value in enumerate(values)])
+    for region in (row, one):
+        reader = read(region, 0, len(values))
+        assert reader.values(read_only=True) == values
+        assert [reader.path(k) for k in range(len(values))] == [(first + k,) for k in range(len(values))]
 
 
 def test_a_cell_takes_what_fits():
-    assert written([Plain(1, (0,))] * (NUMBERS + 1))[1] == NUMBERS
-    texts = [small("x" * 1000, (k,)) for k in range(100)]
+    packer = Packer()
+    texts = [small("x" * 1000, (k,)) for k in range(400)]
     region, fitted = written(texts)
-    assert 50 < fitted < 65
-    assert Reader(region, fitted - 1, 1).load(0, read_only=True) == ("x" * 1000, (fitted - 1,))
-    assert written([Plain(1, (0,)), Plain(2.0, (1,))])[1] == 1
-    assert written([Plain(1, (0,)), Plain(True, (1,))])[1] == 1
+    assert 200 < fitted < 260
+    assert read(region, fitted - 1, 1).load(0, read_only=True) == ("x" * 1000, (fitted - 1,))
+    assert written([packer.pack(1, (0,)), packer.pack(2, (1,)), small(2.0, (1,))])[1] == 2
+    assert written([small(1, (0,)), packer.pack(1, (1,))])[1] == 1
 
 
 def test_what_is_larger_has_a_cell_of_its_own():
@@ -88,14 +95,14 @@ def test_what_is_larger_has_a_cell_of_its_own():
 def test_a_damaged_cell_is_an_error():
     region, _ = written([small("a", (0,)), small("b", (1,))])
     with pytest.raises(InternalError, match="overwritten"):
-        Reader(region, 0, 0)
+        read(region, 0, 0)
     whole, region[SMALL - 8] = region[SMALL - 8], 2
     with pytest.raises(InternalError, match="points outside"):
-        Reader(region, 0, 2).load(0, read_only=True)
+        read(region, 0, 2).load(0, read_only=True)
     region[SMALL - 8] = whole
     region[0] = 9
     with pytest.raises(InternalError, match="overwritten"):
-        Reader(region, 0, 2)
+        read(region, 0, 2)
 
 
 # ---- the quick way
@@ -179,7 +186,7 @@ def test_what_a_cancelled_claim_took_is_not_counted_in_the_next_run():
     desk = Desk(Board(shape, memoryview(bytearray(8 * words_needed(shape))).cast("Q")), ("abs",), 0, 1, cells, cells)
     desk.group = flow.plan().groups[0]
     claim = Claim(0, 0, 0, 1, DATA | PACKED, 0)
-    Writer(cells.inbox(0), Plain(-1, (0,)))
+    Records(cells.inbox(0)).add(Plain(-1, (0,)))
     for spent in (10**9, 0):  # the first is cancelled before it is released
         desk.counts[0] = spent
         desk.start(Orders())

@@ -31,7 +31,7 @@ from collections.abc import MutableSequence
 from itertools import accumulate
 from typing import Any
 
-from qflow.graph.plan import SMALL, Plan
+from qflow.graph.plan import MANY, WAITING, Plan
 
 SHIFT = 28  # 2**36 items of a step, 2**28 results of an item
 LOW = (1 << SHIFT) - 1
@@ -44,11 +44,14 @@ COUNT = (1 << DONE) - 1
 RESULTS = (1 << 62 - GIVEN) - 1  # of one value at most
 POISON = (1 << 64) - 1
 
-SMALL_CELLS = 64  # of an unwritten queue at most, together below plan.SMALL bytes
+LANES = 1024  # items of an unwritten queue whose results may wait for those of a slow one
+SLACK = 32  # lanes that must be free before a producer that waited goes on
+SMALL_CELLS = 128  # of a producer of an unwritten queue
 PARTS = 4  # of these bytes, each in a cell of its own, so that some are free while others are taken
 MOST_VALUES = 4096  # of one entry, and of one claim
 MOST_WAITING = 4096  # cells of a channel for waiting items; a larger queue holds no more than these
 MOST_DEPTH = 64  # entries of a lane that are not yet taken
+SMALL_DEPTH = 16  # the same where small ones wait only as far as they fit
 VIEWS = 3  # cells of one producer that one taker may keep views on; beyond, values are copies
 
 OFFSET, CALLS = 35, 3  # where an offset in an entry, and the calls of user code, begin in a word of ``at``
@@ -77,7 +80,7 @@ class EdgeShape:
         extra: more cells of each, for small items of an unwritten queue.
         small: bytes of small items that each producer may let wait.
         most: values of one entry, and of one claim.
-        packed: values in cells of several that each producer of a written queue may let wait.
+        packed: small values that each producer may let wait.
         slack: lanes that must be free before a producer that waited goes on, so that it is woken
             once for many small items.
     """
@@ -110,7 +113,7 @@ class EdgeShape:
     @property
     def depth(self) -> int:
         """Entries of a lane that may lie there untaken."""
-        return min(self.cells + 2, MOST_DEPTH)
+        return min(self.cells + 2, SMALL_DEPTH if self.extra else MOST_DEPTH)
 
 
 def edge_shape(bound: int | None, producers: int, takers: int, *, ordered: bool) -> EdgeShape:
@@ -123,14 +126,14 @@ def edge_shape(bound: int | None, producers: int, takers: int, *, ordered: bool)
     """
     waiting = 1 if bound is None else min(bound, MOST_WAITING)
     base = _shares(waiting + takers, producers)
-    window = producers + (SMALL_CELLS if bound is None else waiting)
-    window = window if ordered else max(window, SMALL_CELLS + producers)
+    window = producers + (LANES if bound is None else waiting)
+    window = window if ordered else max(window, LANES + producers)
     if bound is not None:
         most = max(1, waiting // (8 * max(producers, takers)))
         packed = _shares(waiting + takers - takers * most, producers)
         return EdgeShape(producers, takers, window, base, 0, 0, 0, most, packed)
-    slack, small = SMALL_CELLS // 2, SMALL // producers
-    return EdgeShape(producers, takers, window, base, 2 * SMALL_CELLS, small, slack, MOST_VALUES)
+    packed = _shares(MANY, producers)
+    return EdgeShape(producers, takers, window, base, SMALL_CELLS, WAITING // producers, SLACK, MOST_VALUES, packed)
 
 
 def _shares(values: int, producers: int) -> tuple[int, ...]:

@@ -10,7 +10,8 @@ from qflow.errors import TransportError, annotate
 from qflow.graph.run import ItemFailure, Told
 from qflow.runtime.board import ERROR, KEPT, KINDS, PACKED, SHIFT, VIEWS, Board
 from qflow.runtime.codec import decode, path_of, poison
-from qflow.runtime.packed import Reader
+from qflow.runtime.packed import read
+from qflow.runtime.table import Reader as Table
 from qflow.runtime.turn import ANY, NOTHING, Acting, Claim, Taker
 
 OVER: Any = object()  # in place of a result
@@ -91,9 +92,8 @@ class Consumer:
 
     def _several(self, claim: Claim) -> Acting:
         """Take small values out of their cell."""
-        reader = Reader(self._leases.cells.region(claim.cell), claim.offset, claim.values)
-        numbers = reader.numbers()
-        values = [] if numbers is None else numbers[1]
+        reader = read(self._leases.cells.region(claim.cell), claim.offset, claim.values)
+        values = reader.values(read_only=False) if isinstance(reader, Table) else []
         broken = {}
         for k in range(len(values), claim.values):
             try:

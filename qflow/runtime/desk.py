@@ -25,7 +25,8 @@ from qflow.runtime.codec import decode, digest, encode, path_of, poison
 from qflow.runtime.failure import bytes_of, failure_of, parcel_of
 from qflow.runtime.ledger import Orders, Verdict
 from qflow.runtime.log import copied
-from qflow.runtime.packed import Filling, Reader, packs, small
+from qflow.runtime.packed import Filling, Packer, RecordReader, packs, read
+from qflow.runtime.table import Reader as Table
 from qflow.runtime.turn import Claim, Dash, Parcel, Putter, Taker
 from qflow.runtime.whereabouts import WorkerInfo
 
@@ -81,13 +82,14 @@ class Desk:
         self._claim, self._k = NO_CLAIM, 0
         self._gated = self._careful = False
         self._filling = Filling(outputs)
-        self._reader: Reader | None = None  # of the small values in the worker's hands
+        self._packer = Packer()
+        self._reader: Table | RecordReader | None = None  # of the small values in the worker's hands
         self._at_value = 0  # the offset of the value at work, for ``at``
         self._digest = 0  # of the results of an iterator
         self._alone = False  # no two values are taken at once
         self._function: Callable[[Any], Any] | None = None  # of a step that may `Dash`
         self._outcome: tuple[Any, BaseException | None] | None = None  # of a call that was made, for the value that is begun next
-        self._numbers: tuple[list[int], list[Any]] | None = None  # in the worker's hands: paths and values
+        self._values: list[Any] | None = None  # in the worker's hands, if they came in a table
         self.ring: Callable[[int], object] = lambda who: None
         self._busy, self._most = 0, 1  # nanoseconds in the step's code when the claim began; values that it may have
         self.effects: dict[str, Callable[..., Any]] = {
@@ -106,7 +108,7 @@ class Desk:
     def start(self, orders: Orders, gate: threading.Lock | None = None) -> None:
         """Be ready for a run of the group, which is not looked at when the step is given up."""
         self.orders, self._gate = orders, gate or self._gate
-        self._claim, self._reader, self._numbers, self._outcome = NO_CLAIM, None, None, None  # of a run that was cancelled
+        self._claim, self._reader, self._values, self._outcome = NO_CLAIM, None, None, None  # of a run that was cancelled
         self._begun, self._most = 0, 1
         self._careful = bool(orders.verdicts or orders.suspects or orders.poison)
         self._function = None if self._careful or self.group is None else _plain(self.group)
@@ -187,7 +189,7 @@ class Desk:
 
     def _take(self, claim: Claim) -> None:
         """Copy the claimed small values to where they outlive the worker."""
-        Reader(self.inputs.region(claim.cell), claim.offset, claim.values).copy(self._lies(claim))
+        read(self.inputs.region(claim.cell), claim.offset, claim.values).copy(self._lies(claim))
 
     def _lies(self, claim: Claim) -> memoryview:
         """Where the small values of a claim lie."""
@@ -196,19 +198,24 @@ class Desk:
 
     def _read(self, claim: Claim) -> None:
         """Be ready to load a claim's values."""
-        self._claim, self._reader = claim, None
+        self._claim, self._reader, self._values = claim, None, None
         if claim.kind & PACKED:
-            self._reader = Reader(self._lies(claim), claim.offset, claim.values)
-        self._numbers = None if self._reader is None or self._function is None else self._reader.numbers()
+            self._reader = read(self._lies(claim), claim.offset, claim.values)
+            if isinstance(self._reader, Table):
+                self._values = self._reader.values(read_only=True)
         self._busy = self.counts[0]
 
     def _dash(self, claim: Claim, k: int, putter: Putter) -> int:
         """Do as many values of a claim as the quick way can, from the ``k``-th on -> the first that is not done."""
-        writer = self._filling.writer
-        if self._numbers is None or self._function is None or writer is None or writer.kind is None or self._claim != claim:
+        table, reader = self._filling.table, self._reader
+        if self._values is None or self._function is None or table is None or self._claim != claim:
+            return k
+        assert isinstance(reader, Table)
+        if reader.closing or reader.words != table.words:
             return k
         dash = Dash(putter, self.at, self.ring)
-        size = min(dash.room(), writer.room, claim.values - k, DASH)
+        nbytes = self._packer.row_bytes(table.template, table.words)
+        size = min(dash.room(nbytes), table.room, claim.values - k, DASH)
         if size <= 0:
             return k
         self._let_go()
@@ -216,13 +223,12 @@ class Desk:
             os._exit(0)
         self._retries = 0
         self.at[2], self.at[1] = begun, _ = time.monotonic_ns(), claim.place + 1
-        inputs = self._numbers[0][k : k + size], self._numbers[1][k : k + size]
-        *outputs, at = writer.columns
-        done = dash.run(self._function, writer.kind, claim, k, inputs, (outputs[0], outputs[1]), at)
+        words = table.words
+        table.paths[table.rows * words : (table.rows + size) * words] = reader.paths[k * words : (k + size) * words]
+        done = dash.run(self._function, table, claim, k, self._values[k : k + size], nbytes)
         if self.forked:
             os._exit(0)
         self._outcome = dash.outcome
-        writer.wrote(done - k)
         self.counts[0] += time.monotonic_ns() - begun
         self.counts[1] += done - k
         self.counts[2] += done - k
@@ -299,6 +305,8 @@ class Desk:
         if self._kept:
             self._unkeep()
         if self._reader is not None:
+            if self._values is not None:
+                return self._values[k], self._reader.path(k), False
             return (*self._reader.load(k, read_only=True), False)
         each = self.board.edges[self.number].cells_each
         views = not self._kept or sum(kept // each == cell // each for kept in self._kept) < VIEWS
@@ -323,7 +331,7 @@ class Desk:
             return self._failure(value, path, last=last)
         try:
             self._enter(SEND)
-            encoded = small(value, path, self.outputs.stride)
+            encoded = self._packer.pack(value, path, self.outputs.stride)
             self._leave()
         except self.caught as error:
             self._leave()
@@ -362,7 +370,7 @@ class Desk:
         if packed and self._claim == claim:
             cost = (self.counts[0] - self._busy) // claim.values
             self._most = 1 if cost >= SLOW else min(2 * self._most, SHARE // (cost + 1))
-        self._claim, self._reader = NO_CLAIM, None
+        self._claim, self._reader, self._values = NO_CLAIM, None, None
         if self._begun:  # not one that a predecessor has finished
             self._begun = max(0, self._begun - claim.values)
             if self.between is not None:

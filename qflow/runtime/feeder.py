@@ -18,8 +18,9 @@ from qflow.runtime.board import DATA, END
 from qflow.runtime.crew import Crew
 from qflow.runtime.failure import bytes_of, failure_of, parcel_of
 from qflow.runtime.needs import start_thread
-from qflow.runtime.packed import Filling, Numbers, packs, small
-from qflow.runtime.turn import LEAST, MORE, NUMBER, Acting, Cancelled, Parcel, feed
+from qflow.runtime.packed import Filling, Numbers, Packer, packs
+from qflow.runtime.template import LEAST, MORE
+from qflow.runtime.turn import NUMBER, Acting, Cancelled, Parcel, feed
 
 CHUNK = 256  # numbers that are read at once
 _NONE: list[Any] = []
@@ -106,7 +107,7 @@ def parcels(
     A failure of the source itself is the last; ``collect``: failures bring the value that failed; ``many``: numbers
     that are there already may come together.
     """
-    row = Row(feed)
+    row, packer = Row(feed), Packer()
     number = 0
     if many and not feed and type(values) in THERE:
         values, number = yield from _numbers(values)
@@ -120,7 +121,7 @@ def parcels(
             yield parcel_of(failure._replace(fatal=True), (number,))
             return
         for path, result, known in row.add(value, (number,)):
-            yield _failed(result, path, collect) if known & FAILED else _parcel(result, path, most, collect)
+            yield _failed(result, path, collect) if known & FAILED else _parcel(packer, result, path, most, collect)
             del result
         number += 1
         del value  # not kept alive while the next one is waited for
@@ -140,10 +141,10 @@ def _numbers(values: Iterator[Any]) -> Generator[Parcel, None, tuple[Iterator[An
     return values, number
 
 
-def _parcel(value: Any, path: Path, most: int, collect: bool) -> Parcel:
+def _parcel(packer: Packer, value: Any, path: Path, most: int, collect: bool) -> Parcel:
     """A value, encoded, or what is wrong with it."""
     try:
-        encoded = small(value, path, most)
+        encoded = packer.pack(value, path, most)
         return Parcel(DATA | END, encoded.nbytes, encoded, packs=packs(encoded))
     except BaseException as error:
         if isinstance(error, TransportError):

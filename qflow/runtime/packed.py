@@ -1,8 +1,7 @@
 """Packed: many small values in one cell, each of which can be read as soon as it is written.
 
-A cell begins with a word that tells how its values lie. Plain numbers of one kind lie in two columns:
+Values that look alike lie in a `table`. Others lie one behind another:
 
-    numbers   format | ... | the first number of each index path ... | the values ...        64-bit words
     records   format | ... | record, record ...                  ... ends of the records, from the end of the cell back
 
 A record is an item as `codec` writes it, aligned to 64 bytes, or, of a plain value, the pickle of its index path and
@@ -18,17 +17,22 @@ from typing import Any, final
 from zlib import crc32
 
 from qflow.errors import InternalError
+from qflow.graph.markers import CLOSE
 from qflow.graph.plan import SMALL
+from qflow.runtime import table
 from qflow.runtime.codec import ALIGN, Body, Encoded, Path, decode, encode, path_of
-from qflow.runtime.turn import LEAST, MORE, NUMBER, Parcel
+from qflow.runtime.table import ODD, TABLE
+from qflow.runtime.template import FLOAT, INT, Template, describe, of_key
+from qflow.runtime.turn import Parcel
 
-INTS, FLOATS, RECORDS = 1, 2, 3
 MAGIC = 0x71667061 << 32
+RECORDS = MAGIC | 3
 WORDS = SMALL // 8
-FIRST = ALIGN // 8  # word of the columns
-NUMBERS = (WORDS - FIRST) // 2  # in a cell
-MOST = 4096  # bytes of an item that shares a cell
+MOST = 4096  # bytes of an item that shares a cell with others that do not look alike
+ROW = SMALL // 8  # bytes of one in a table
 TEXTS = 1024  # of one that is plain text
+ALIKE = 3  # values in a row after which others like them are expected
+PAUSE = 256  # values at most, after which to look again whether values look alike
 PLAIN = frozenset({int, float, bool, type(None), complex})
 CONTAINERS = frozenset({tuple, list, dict})
 KEYS = frozenset({str, int})
@@ -37,29 +41,18 @@ MANY = 8  # values in a container
 
 @final
 class Plain:
-    """A plain value, and its index path; pickled when it has to be.
+    """A plain value, and its index path.
 
     Attributes:
         nbytes: that it takes in a cell, or nearly so.
     """
 
-    __slots__ = ("_pickled", "nbytes", "path", "value")
+    __slots__ = ("nbytes", "path", "pickled", "value")
 
     def __init__(self, value: Any, path: Path) -> None:
         self.value, self.path = value, path
-        kind = type(value)
-        if (kind is float or (kind is int and LEAST <= value < MORE)) and len(path) == 1:
-            self._pickled, self.nbytes = b"", NUMBER
-        else:
-            self._pickled = pickle.dumps((path, value), 5)
-            self.nbytes = len(self._pickled) + 8
-
-    @property
-    def pickled(self) -> bytes:
-        """Of path and value."""
-        if not self._pickled:
-            self._pickled = pickle.dumps((self.path, self.value), 5)
-        return self._pickled
+        self.pickled = pickle.dumps((path, value), 5)
+        self.nbytes = len(self.pickled) + 8
 
     def digest(self, before: int = 0) -> int:
         """As of an item that is not plain."""
@@ -67,14 +60,30 @@ class Plain:
 
 
 @final
+class Row:
+    """A value for a table, and its index path; ``nbytes`` in a cell, and those of its ``odd`` leaves, nearly."""
+
+    __slots__ = ("nbytes", "odd", "path", "template", "value")
+
+    def __init__(self, value: Any, path: Path, template: Template, odd: int) -> None:
+        self.value, self.path, self.template, self.odd = value, path, template, odd
+        self.nbytes = template.row + 8 * len(path) + odd
+
+    def digest(self, before: int = 0) -> int:
+        """As of an item that is no row."""
+        return small(self.value, self.path).digest(before)
+
+
+@final
 class Numbers:
     """Plain numbers of one kind in a row, whose index paths are ``first``, ``first + 1`` and so on."""
 
-    __slots__ = ("kind", "paths", "values")
+    __slots__ = ("paths", "template", "values")
 
     def __init__(self, values: list[Any], first: int) -> None:
-        self.kind = type(values[0])
-        self.values = memoryview(array("q" if self.kind is int else "d", values))
+        integers = type(values[0]) is int
+        self.template = of_key(INT if integers else FLOAT)
+        self.values = memoryview(array("q" if integers else "d", values))
         self.paths = memoryview(array("Q", range(first, first + len(values))))
 
 
@@ -83,6 +92,59 @@ def small(value: Any, path: Path, most: int = sys.maxsize) -> Plain | Encoded:
     if is_plain(value) and (plain := Plain(value, path)).nbytes <= MOST:
         return plain
     return encode(value, path, most)
+
+
+class Packer:
+    """Items to be sent, one after another: rows as long as they look alike.
+
+    Where they don't, it looks again after twice as many of them, for it costs time.
+    """
+
+    def __init__(self) -> None:
+        self.template: Template | None = None
+        self._spec: Any = None  # of the last values
+        self._alike = self._wait = self._pause = self._odd = 0
+
+    def pack(self, value: Any, path: Path, most: int = sys.maxsize) -> Plain | Encoded | Row:
+        """An item; one that can't be sent is a TransportError."""
+        template = self.template
+        if template is not None and (template.check(value) or (value is CLOSE and not template.number)):
+            return Row(value, path, template, self._odd)
+        if self._wait:
+            self._wait -= 1
+        elif value is not CLOSE and self._look(value):
+            assert self.template is not None
+            return Row(value, path, self.template, self._odd)
+        return small(value, path, most)
+
+    def row_bytes(self, template: Template, words: int) -> int:
+        """Of a row like the last ones, nearly."""
+        return template.row + 8 * words + (self._odd if template is self.template else template.most_odd * template.odd)
+
+    def _look(self, value: Any) -> bool:
+        """Look at a value that is not like those before -> whether there is a template for it now."""
+        if self.template is not None:  # they were alike for a while
+            self.template, self._pause = None, 2 * self._pause + 1
+            self._wait = min(self._pause, PAUSE)
+            return False
+        spec = describe(value)
+        if spec is None or spec != self._spec:
+            self._spec, self._alike = spec, 0
+            self._pause = 2 * self._pause + 1
+            self._wait = 0 if self._pause < ALIKE else min(self._pause, PAUSE)
+        self._alike += 1
+        if spec is None or self._alike < (1 if spec in NUMBERS else ALIKE):
+            return False
+        template = of_key(repr(spec).encode())
+        if template.row > ROW or not template.check(value):
+            self._wait = PAUSE
+            return False
+        self._odd = len(pickle.dumps(template.odd_of(value), 5)) + ODD - 1 & -ODD if template.odd else 0
+        self.template = template
+        return True
+
+
+NUMBERS = frozenset({"int", "float"})
 
 
 def is_plain(value: Any, depth: int = 4) -> bool:
@@ -99,50 +161,24 @@ def is_plain(value: Any, depth: int = 4) -> bool:
     return all(is_plain(each, depth - 1) for each in value)
 
 
-def packs(content: Plain | Encoded) -> bool:
+def packs(content: Plain | Encoded | Row) -> bool:
     """Whether an item shares a cell with others."""
-    return type(content) is Plain or content.nbytes <= MOST
+    return type(content) is not Encoded or content.nbytes <= MOST
 
 
-@final
-class Writer:
-    """Writes one value behind another into a cell."""
+class Records:
+    """Writes one record behind another into a cell."""
 
-    def __init__(self, region: memoryview, first: Plain | Encoded | Numbers) -> None:
-        self.region = region[:SMALL]
-        self.words = self.region.cast("Q")
-        self.values: Any = self.region.cast("q")
+    template = None
+
+    def __init__(self, region: memoryview) -> None:
+        self.region = region
+        self._words = region.cast("Q")
+        self._words[0] = RECORDS
         self._count, self._end = 0, ALIGN
-        self.format = RECORDS
-        self.kind: type | None = None  # of numbers
-        if type(first) is Numbers or (type(first) is Plain and first.nbytes == NUMBER):
-            self.kind = first.kind if type(first) is Numbers else type(first.value)
-            self.format = INTS if self.kind is int else FLOATS
-            if self.format == FLOATS:
-                self.values = self.region.cast("d")
-        self.words[0] = MAGIC | self.format
-        self.add(first)
 
-    @property
-    def room(self) -> int:
-        """How many more numbers it has room for."""
-        return NUMBERS - self._count if self.kind else 0
-
-    @property
-    def columns(self) -> tuple[Any, Any, int]:
-        """Where the next number is to be written: paths, values, and from where on."""
-        return self.words[FIRST : FIRST + NUMBERS], self.values[FIRST + NUMBERS :], self._count
-
-    def wrote(self, count: int) -> None:
-        """So many numbers have been written to the columns."""
-        self._count += count
-
-    def add(self, content: Plain | Encoded | Numbers) -> bool:
+    def add(self, content: Plain | Encoded) -> bool:
         """Write a value -> whether it fits; it counts only when the board says so."""
-        if type(content) is Numbers:
-            return self._numbers(content)
-        if self.format != RECORDS:
-            return self._number(content)
         plain = type(content) is Plain
         start = self._end if plain else _aligned(self._end)
         end = start + (len(content.pickled) if type(content) is Plain else content.nbytes)
@@ -153,27 +189,8 @@ class Writer:
         else:
             content.fill(self.region[start:end])
         self._count += 1
-        self.words[WORDS - self._count] = end << 1 | (not plain)
+        self._words[WORDS - self._count] = end << 1 | (not plain)
         self._end = end
-        return True
-
-    def _numbers(self, content: Numbers) -> bool:
-        at, size = FIRST + self._count, len(content.values)
-        if content.kind is not self.kind or self._count + size > NUMBERS:
-            return False
-        self.words[at : at + size] = content.paths
-        self.values[at + NUMBERS : at + NUMBERS + size] = content.values
-        self._count += size
-        return True
-
-    def _number(self, content: Plain | Encoded) -> bool:
-        wanted = self.kind
-        if type(content) is not Plain or content.nbytes != NUMBER or type(content.value) is not wanted or self._count == NUMBERS:
-            return False
-        at = FIRST + self._count
-        self.words[at] = content.path[0]
-        self.values[at + NUMBERS] = content.value
-        self._count += 1
         return True
 
 
@@ -181,25 +198,18 @@ def _aligned(size: int) -> int:
     return (size + ALIGN - 1) & -ALIGN
 
 
-class Reader:
-    """Values ``offset`` to ``offset + count`` of a cell, or of a copy of it."""
+class RecordReader:
+    """Values ``offset`` to ``offset + count`` of a cell of records, or of a copy of it."""
 
     def __init__(self, region: memoryview, offset: int, count: int) -> None:
-        self.region, self.offset, self.count = region[:SMALL], offset, count
-        self.words = self.region.cast("Q")
-        self.format = self.words[0] ^ MAGIC
-        if self.format not in (INTS, FLOATS, RECORDS) or not 0 <= offset < offset + count <= WORDS - FIRST:
+        self.region, self.offset, self.count = region, offset, count
+        self.words = region.cast("Q")
+        if self.words[0] != RECORDS or not 0 <= offset < offset + count <= WORDS - ALIGN // 8:
             raise InternalError("the head of a cell was overwritten: its check word is wrong")
 
     def copy(self, region: memoryview) -> None:
         """To the same places of another one."""
         region[:8] = self.region[:8]
-        if self.format != RECORDS:
-            for column in (FIRST, FIRST + NUMBERS):
-                start = 8 * (column + self.offset)
-                end = start + 8 * self.count
-                region[start:end] = self.region[start:end]
-            return
         for start, end in ((self._place(0)[0], self._place(self.count - 1)[1]), self._ends()):
             region[start:end] = self.region[start:end]
 
@@ -218,19 +228,8 @@ class Reader:
             raise InternalError(f"a record points outside of its cell of {SMALL} bytes")
         return start, end, encoded
 
-    def numbers(self) -> tuple[list[int], list[Any]] | None:
-        """The first numbers of the paths, and the values; None if they are records."""
-        if self.format == RECORDS:
-            return None
-        at = FIRST + self.offset
-        values = self.region.cast("q" if self.format == INTS else "d")[at + NUMBERS : at + NUMBERS + self.count]
-        return self.words[at : at + self.count].tolist(), values.tolist()
-
     def load(self, k: int, *, read_only: bool) -> tuple[Any, Path]:
         """Value and index path of one of them; what can't be rebuilt is a TransportError."""
-        if self.format != RECORDS:
-            at = FIRST + self.offset + k
-            return self.region.cast("q" if self.format == INTS else "d")[at + NUMBERS], (self.words[at],)
         start, end, encoded = self._place(k)
         if encoded:
             return decode(Body(self.region[start:end]), 0, read_only=read_only, views=False)[:2]
@@ -239,12 +238,17 @@ class Reader:
 
     def path(self, k: int) -> Path:
         """The index path of one of them, also when it can't be rebuilt."""
-        if self.format != RECORDS:
-            return (self.words[FIRST + self.offset + k],)
         start, end, encoded = self._place(k)
         part = self.region[start:end]
         path: Path = path_of(Body(part), 0) if encoded else pickle.loads(part)[0]
         return path
+
+
+def read(region: memoryview, offset: int, count: int) -> table.Reader | RecordReader:
+    """Values ``offset`` to ``offset + count`` of a cell, or of a copy of it."""
+    region = region[:SMALL]
+    kind = table.Reader if region.cast("Q")[0] >> 32 == TABLE >> 32 else RecordReader
+    return kind(region, offset, count)
 
 
 class Filling:
@@ -252,16 +256,32 @@ class Filling:
 
     def __init__(self, cells: Any) -> None:
         self._cells = cells
-        self.writer: Writer | None = None  # of the cell that was begun last
+        self.table: table.Writer | None = None  # the cell that was begun last, if it is one
+        self._records: Records | None = None  # the same, if it has those
 
     def fill(self, cell: int, parcel: Parcel) -> None:
         """Copy a parcel into a cell."""
-        if parcel.packs:
-            self.writer = Writer(self._cells.region(cell, SMALL), parcel.content)
-        else:
+        if not parcel.packs:
             parcel.content.fill(self._cells.region(cell, parcel.nbytes))
+            return
+        region, content = self._cells.region(cell, SMALL)[:SMALL], parcel.content
+        self.table = self._records = None
+        if type(content) is Row:
+            self.table = table.Writer(region, content.template, len(content.path), content.odd)
+        elif type(content) is Numbers:
+            self.table = table.Writer(region, content.template, 1, 0)
+        else:
+            self._records = Records(region)
+        fits = self.add(cell, parcel)
+        assert fits, "an empty cell has room"
 
     def add(self, cell: int, parcel: Parcel) -> bool:
         """Copy a parcel behind those that the cell has which was begun last -> whether it fits."""
-        assert self.writer is not None
-        return self.writer.add(parcel.content)
+        content, writer = parcel.content, self.table
+        if type(content) is Row:
+            return writer is not None and writer.template is content.template and writer.add(content.value, content.path)
+        if type(content) is Numbers:
+            return (
+                writer is not None and writer.template is content.template and writer.add_numbers(content.values, content.paths)
+            )
+        return self._records is not None and self._records.add(content)

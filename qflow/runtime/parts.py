@@ -81,7 +81,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             layout = value.strides, below
         self.spans.append(ArraySpan(value, below, extent))
         short = dtype.str if dtype.kind in SHORT and dtype.metadata is None else dtype
-        return _array, (len(self.spans) - 1, short, shape, layout, not flags.writeable and not _ours(value))
+        return _array, (len(self.spans) - 1, short, shape, layout, not flags.writeable and not is_ours(value))
 
     def _subclass(self, value: np.ndarray[Any, Any]) -> Any:
         """An array of a subclass that has no way of its own: bytes, type and attributes."""
@@ -161,7 +161,7 @@ def _with_attributes(reduced: Any, attributes: dict[str, Any]) -> Any:
     return (*reduced, attributes, None, None, _set_attributes)
 
 
-def _ours(value: Any) -> bool:
+def is_ours(value: Any) -> bool:
     """Whether an array is read-only because it came to this worker as its input."""
     while isinstance(value, np.ndarray) and not isinstance(value, Lease | Sent):
         value = value.base
@@ -176,7 +176,7 @@ class Input(bytes):
 
 
 class Sent(np.ndarray[Any, Any]):
-    """A layer between an array and its memory, by which `_ours` tells what was sent read-only."""
+    """A layer between an array and its memory, by which `is_ours` tells what was sent read-only."""
 
 
 class Store:

@@ -43,7 +43,7 @@ of liveness are in the project's protocol notes; a test explores every interleav
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -73,14 +73,13 @@ from qflow.runtime.board import (
     Words,
 )
 from qflow.runtime.fence import Fence
+from qflow.runtime.template import LEAST, MORE
 
 Acting = Generator[Any, Any, Any]
-Columns = tuple[Any, Any]
 Function = Callable[[Any], Any]
 SWEPT = 256  # cells looked at in one sweep
 ANY = (1 << 44) - 1  # in place of an item: any entry will do
 NUMBER = 16  # bytes of a number and its index path in a cell
-LEAST, MORE = -(1 << 63), 1 << 63  # of such a number
 STEP = 1 << DONE | 1  # what one more result does to a word of ``grown``
 NOTHING, NEXT_ENTRY, NEXT_ITEM = 0, -1, -2  # what a taker finds at a position, when not values
 
@@ -309,7 +308,7 @@ class Putter(Side):
         shape, waiting = self.edge.shape, len(self._held)
         if not shape.extra:
             return self._free if self._free and self._values < (self.packed if parcel.packs else self.base) else None
-        fits = self._bytes + parcel.nbytes <= shape.small and waiting < self.base + shape.extra
+        fits = self._bytes + parcel.nbytes <= shape.small and self._values < self.packed and waiting < self.base + shape.extra
         if parcel.nbytes <= SMALL and self._free_small and (fits or waiting < self.base):
             return self._free_small
         return self._free if self._free and waiting < self.base else None
@@ -322,7 +321,7 @@ class Putter(Side):
             return False
         if not shape.extra:
             return self._values < self.packed
-        return self._bytes + nbytes <= shape.small and in_cell + nbytes <= shape.small // PARTS
+        return self._bytes + nbytes <= shape.small and self._values < self.packed and in_cell + nbytes <= shape.small // PARTS
 
     def _sweep(self, *, wholly: bool) -> None:
         """Find the cells that the takers have freed, among the oldest; ``wholly``: also behind one that is in use."""
@@ -546,10 +545,10 @@ class Numbered:
 
 
 class Dash:
-    """The quick way of a step that makes one number of one: what `_run` does, store for store, in one loop.
+    """The quick way of a step that makes one row of one value: what `_run` does, store for store, in one loop.
 
     Args:
-        putter: with an entry of the claim's item that may grow.
+        putter: with an entry of the claim's item that may grow, a `table`.
         at: the worker's word of what it is at.
         ring: rings a participant's bell.
     """
@@ -558,40 +557,44 @@ class Dash:
         self.putter, self.at, self.ring = putter, at, ring
         self.outcome: Any = None  # of the call for the value that it could not do
 
-    def room(self) -> int:
-        """How many more numbers the open entry may hold."""
+    def room(self, nbytes: int) -> int:
+        """How many more rows of so many bytes the open entry may hold."""
         putter, shape = self.putter, self.putter.edge.shape
         in_cell, values = putter._held[putter._cell]
         if not shape.extra:
             return min(shape.most - values, putter.packed - putter._values)
-        free = min(shape.small - putter._bytes, shape.small // PARTS - in_cell) // NUMBER
-        return min(shape.most - values, free)
+        free = min(shape.small - putter._bytes, shape.small // PARTS - in_cell) // nbytes
+        return min(shape.most - values, free, putter.packed - putter._values)
 
-    def run(self, function: Function, kind: type, claim: Claim, k: int, inputs: Columns, outputs: Columns, at: int) -> int:
+    def run(self, function: Function, table: Any, claim: Claim, k: int, values: Sequence[Any], nbytes: int) -> int:
         """Call the function for values from the ``k``-th of a claim on -> the first value that is not done.
 
-        ``inputs``: their paths and themselves; ``outputs``: where paths and results are written, from ``at`` on. A result
-        that is not of the ``kind`` stops it, or an exception: see ``outcome``.
+        A result that has no place in the ``table`` stops it, or an exception: see ``outcome``. ``nbytes`` of a row.
         One store commits a result, and that its value is done.
         """
         putter, slot, what = self.putter, self.putter._last(claim.number), self.at
         assert slot is not None
-        (paths, values), (path_out, result_out) = inputs, outputs
         grown, waits, size = putter.edge.grown, putter.edge.taker_wait, len(values)
         now = grown[slot] & COUNT | k << DONE
         first = claim.offset + k << OFFSET | 2 << CALLS | Phase.RUN  # call 1 is to load it
         calls, commits = range(first, first + (size << OFFSET), 1 << OFFSET), range(now + STEP, now + STEP * (size + 1), STEP)
+        rows, store, kind = range(table.rows, table.rows + size), table.store, table.template.number
+        column: Any = table.columns[0] if kind else None
         self.outcome = result = None
         commit, fenced = now, putter.fenced
         try:
-            for call, place, commit, path, value in zip(calls, range(at, at + size), commits, paths, values, strict=True):
+            for call, row, commit, value in zip(calls, rows, commits, values, strict=True):
                 what[0] = call
                 result = function(value)
-                if type(result) is not kind:
+                if kind is None:
+                    if not store(row, result):
+                        self.outcome = result, None
+                        break
+                elif type(result) is kind:
+                    column[row] = result
+                else:
                     self.outcome = result, None
                     break
-                path_out[place] = path
-                result_out[place] = result
                 grown[slot] = commit
                 if fenced:
                     putter.fence()
@@ -606,7 +609,8 @@ class Dash:
         what[0] = Phase.IDLE
         done = (commit - now) // STEP - 1
         if done:
-            putter._hold(putter._cell, done * NUMBER, done)
+            table.rows += done
+            putter._hold(putter._cell, done * nbytes, done)
         return k + done
 
 

@@ -1,0 +1,245 @@
+"""Table: values of one structure in a cell, each leaf in a column (`template`).
+
+    head | structure | index paths | ends of the odd leaves | column | column ... | odd leaves, one after another
+
+Every column has room for the same number of rows, which stands in the head. How many of them there are
+stands in the board (`grown`).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import pickle
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import numpy as np
+
+from qflow.errors import InternalError
+from qflow.graph.markers import CLOSE
+from qflow.graph.plan import SMALL
+from qflow.runtime.board import MOST_VALUES
+from qflow.runtime.parts import Input
+from qflow.runtime.template import Column, Template, of_key
+
+ALIGN = 64
+TABLE = 0x71667462 << 32
+HEAD = struct.Struct(
+    "=QQQQ"
+)  # TABLE and the check, rows, words of a path << 32 | bytes of the structure, whether there is a CLOSE
+CLOSES = 3  # number of that word
+CLOSED = 1 << 63  # in an index path: the row is CLOSE
+ODD = 32  # multiple of the bytes for which the odd leaves of a row are given room
+Path = tuple[int, ...]
+
+
+class Layout(NamedTuple):
+    """Where things lie in a cell: rows, and the first byte of paths, ends, each column, and the odd leaves."""
+
+    rows: int
+    paths: int
+    ends: int
+    columns: tuple[int, ...]
+    heap: int
+
+
+@functools.lru_cache(maxsize=256)
+def layout(template: Template, words: int, rows: int) -> Layout:
+    """For so many rows with index paths of so many words."""
+    paths = _aligned(HEAD.size + len(template.key))
+    ends = _aligned(paths + 8 * words * rows)
+    at = _aligned(ends + 8 * rows * template.odd)
+    columns = []
+    for column in template.columns:
+        columns.append(at)
+        at = _aligned(at + rows * column.nbytes)
+    return Layout(rows, paths, ends, tuple(columns), at)
+
+
+@functools.lru_cache(maxsize=256)
+def rows_for(template: Template, words: int, odd: int) -> int:
+    """How many rows a cell has room for, when the odd leaves of each take so many bytes."""
+    room = SMALL - _aligned(HEAD.size + len(template.key)) - ALIGN * (len(template.columns) + 3) - template.most_odd
+    return max(1, min(MOST_VALUES, room // max(1, 8 * words + template.row + (8 + odd) * template.odd)))
+
+
+def _aligned(size: int) -> int:
+    return (size + ALIGN - 1) & -ALIGN
+
+
+def views(region: memoryview, columns: Sequence[Column], plan: Layout) -> list[Any]:
+    """The columns as they lie in a region: memory views for numbers, arrays for others."""
+    found: list[Any] = []
+    for column, at in zip(columns, plan.columns, strict=True):
+        part = region[at : at + plan.rows * column.nbytes]
+        found.append(part.cast(column.dtype) if column.plain else np.ndarray((plan.rows, *column.shape), column.dtype, part))  # type: ignore[call-overload]
+    return found
+
+
+class Writer:
+    """Writes rows into a cell.
+
+    Attributes:
+        template: of their values.
+        rows: how many there are.
+        store: stores a value in a row -> whether it could.
+        words: of an index path.
+        paths: the words of all, row after row.
+        columns: as they lie in the cell.
+    """
+
+    def __init__(self, region: memoryview, template: Template, words: int, odd: int) -> None:
+        self.region, self.template, self.words, self.rows = region, template, words, 0
+        self._layout = layout(template, self.words, rows_for(template, self.words, odd))
+        rest = self._layout.rows, self.words << 32 | len(template.key)
+        check = crc32(template.key, crc32(HEAD.pack(0, *rest, 0)))
+        HEAD.pack_into(region, 0, TABLE | check, *rest, 0)
+        region[HEAD.size : HEAD.size + len(template.key)] = template.key
+        self._words = region.cast("Q")
+        self.paths = self._words[self._layout.paths // 8 :]
+        self._ends = self._words[self._layout.ends // 8 :]
+        self._heap = self._layout.heap
+        self.columns = views(region, template.columns, self._layout)
+        self.store: Callable[[int, Any], bool] = template.storer(self.columns, self._put_odd)
+
+    @property
+    def room(self) -> int:
+        """For how many more rows there is room, if their odd leaves are not too long."""
+        return self._layout.rows - self.rows
+
+    def _put_odd(self, row: int, pickled: bytes) -> bool:
+        start = self._ends[row - 1] if row else self._layout.heap
+        end = start + len(pickled)
+        if end > len(self.region):
+            return False
+        self.region[start:end] = pickled
+        self._ends[row] = end
+        return True
+
+    def add(self, value: Any, path: Path) -> bool:
+        """Write a value -> whether it could; it counts only when the board says so."""
+        row = self.rows
+        if not self.room or len(path) != self.words:
+            return False
+        if value is CLOSE:
+            if self.template.odd and not self._put_odd(row, b""):
+                return False
+            self.put_path(row, path, CLOSED)
+            self._words[CLOSES] = 1
+        else:
+            if not self.store(row, value):
+                return False
+            self.put_path(row, path)
+        self.rows += 1
+        return True
+
+    def add_numbers(self, values: memoryview, paths: memoryview) -> bool:
+        """Write numbers with index paths of one word -> whether there is room for all."""
+        start, end = self.rows, self.rows + len(values)
+        if end > self._layout.rows or self.words != 1:
+            return False
+        self.paths[start:end] = paths
+        self.columns[0][start:end] = values
+        self.rows = end
+        return True
+
+    def put_path(self, row: int, path: Path, flag: int = 0) -> None:
+        """Write an index path."""
+        at = row * self.words
+        self.paths[at] = path[0] | flag
+        for number in range(1, self.words):
+            self.paths[at + number] = path[number]
+
+
+class Reader:
+    """Rows ``offset`` to ``offset + count`` of a cell, or of a copy of it.
+
+    Attributes:
+        template: of their values.
+        words: of an index path.
+        closing: whether CLOSE may be among them.
+    """
+
+    def __init__(self, region: memoryview, offset: int, count: int) -> None:
+        self.region, self.offset, self.count = region, offset, count
+        check, rows, sizes, closes = HEAD.unpack_from(region)
+        self.words, size = sizes >> 32, sizes & 0xFFFFFFFF
+        key = bytes(region[HEAD.size : HEAD.size + size]) if size < SMALL else b""
+        known = check == TABLE | crc32(key, crc32(HEAD.pack(0, rows, sizes, 0)))
+        if not known or not 0 <= offset < offset + count <= rows:
+            raise InternalError("the head of a cell was overwritten: its check word is wrong")
+        self.template = of_key(key)
+        self.closing = bool(closes)
+        self._layout = layout(self.template, self.words, rows)
+
+    @property
+    def paths(self) -> memoryview:
+        """The words of their index paths, row after row."""
+        at = self._layout.paths + 8 * self.words * self.offset
+        return self.region[at : at + 8 * self.words * self.count].cast("Q")
+
+    def copy(self, region: memoryview) -> None:
+        """To the same places of another one."""
+        head = HEAD.size + len(self.template.key)
+        parts = [(0, head, 0), *zip(self._layout.columns, (each.nbytes for each in self.template.columns), strict=True)]
+        region[:head] = self.region[:head]
+        for start, each in ((self._layout.paths, 8 * self.words), *parts[1:]):
+            first, last = start + self.offset * each, start + (self.offset + self.count) * each
+            region[first:last] = self.region[first:last]
+        if self.template.odd:
+            first, last = self._layout.ends + 8 * max(0, self.offset - 1), self._layout.ends + 8 * (self.offset + self.count)
+            region[first:last] = self.region[first:last]
+            first, last = self._heap(self.offset - 1), self._heap(self.offset + self.count - 1)
+            region[first:last] = self.region[first:last]
+
+    def _heap(self, row: int) -> int:
+        """Where the odd leaves of a row end."""
+        at = self._layout.ends + 8 * row
+        found: int = self.region[at : at + 8].cast("Q")[0] if row >= 0 else self._layout.heap
+        if not self._layout.heap <= found <= len(self.region):
+            raise InternalError(f"a row points outside of its cell of {len(self.region)} bytes")
+        return found
+
+    def values(self, *, read_only: bool) -> list[Any]:
+        """All of them: arrays ``read_only`` or each with memory of its own; tensors with their own, too."""
+        columns = [self._column(*each, read_only) for each in zip(self.template.columns, self._layout.columns, strict=True)]
+        odd = [pickle.loads(each) if each else self.template.no_odd for each in self._odd()] if self.template.odd else []
+        found = self.template.values(columns, odd, self.count)
+        if self.closing:
+            for row, word in enumerate(self.paths[:: self.words]):
+                if word & CLOSED:
+                    found[row] = CLOSE
+        return found
+
+    def _column(self, column: Column, start: int, read_only: bool) -> list[Any]:
+        """The values of a column."""
+        part = self.region[start + self.offset * column.nbytes : start + (self.offset + self.count) * column.nbytes]
+        if column.plain:
+            return part.cast(column.dtype).tolist()  # type: ignore[call-overload, no-any-return]
+        shape = self.count, *column.shape
+        if column.word == "scalar":
+            return [*np.ndarray(shape, column.dtype, part)]
+        if column.word == "tensor":
+            import torch  # only where a tensor is met
+
+            return [torch.from_numpy(row.copy()) for row in np.ndarray(shape, column.dtype, part)]
+        if read_only:
+            return [*np.ndarray(shape, column.dtype, Input(part))]
+        return [row.copy() for row in np.ndarray(shape, column.dtype, part)]
+
+    def _odd(self) -> list[memoryview]:
+        """The pickles of the odd leaves."""
+        ends = [self._heap(row) for row in range(self.offset - 1, self.offset + self.count)]
+        return [self.region[start:end] for start, end in itertools.pairwise(ends)]
+
+    def load(self, k: int, *, read_only: bool) -> tuple[Any, Path]:
+        """Value and index path of one of them."""
+        return Reader(self.region, self.offset + k, 1).values(read_only=read_only)[0], self.path(k)
+
+    def path(self, k: int) -> Path:
+        """The index path of one of them."""
+        first, *rest = self.paths[k * self.words : (k + 1) * self.words]
+        return first & ~CLOSED, *rest
