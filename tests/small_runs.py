@@ -77,7 +77,7 @@ def one_in_three(x):
 
 
 def many(x):
-    return (np.full(600, float(1000 * x + k)) for k in range(150))  # each too large to share a cell
+    return (np.full(600 + k, float(1000 * x + k)) for k in range(150))  # too large to share a cell, and not alike
 
 
 def full(x):
