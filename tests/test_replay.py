@@ -381,14 +381,25 @@ def test_programs_that_a_dead_worker_started_end_with_it(tmp_path):
         assert not os.path.exists(f"/proc/{pid}") or "Z" in open(f"/proc/{pid}/stat").read().rpartition(")")[2]
 
 
-def test_a_copy_of_a_worker_that_user_code_forks_gives_no_results():
+@pytest.mark.parametrize(
+    "kind", [bool, int, lambda mine: {"mine": mine}, lambda mine: [1, 2][5 + mine]], ids=["bool", "int", "dict", "error"]
+)
+def test_a_copy_of_a_worker_that_user_code_forks_gives_no_results(kind):
     def fork(x):
         mine = os.getpid()
         if x:
             os.fork()
-        return mine == os.getpid()
+        try:
+            return kind(mine == os.getpid())
+        except IndexError:
+            return -1 if mine == os.getpid() else kind(9)
 
-    assert list(qf.run(qf.process(n=2)(fork), [0] * 4 + [1] * 30)) == [True] * 34
+    expected = {bool: True, int: 1}.get(kind)
+    with qf.run(qf.process(n=2)(fork), [0] * 4 + [1] * 30) as run:
+        found = list(run)
+    assert len(found) == 34
+    assert found == [found[0]] * 34
+    assert expected is None or found[0] is expected
 
 
 def test_what_a_forked_copy_of_the_parent_sees_never_changes():

@@ -68,7 +68,7 @@ class World(Simulation):
 
         def fill(cell, parcel):
             assert not any(cell in self.kept.get(taker, ()) for taker in takers), "under a view"
-            self.cells[edge][cell] = [parcel.content]
+            self.cells[edge][cell] = [parcel.content] if parcel.values else []
 
         def add(cell, parcel):
             room = self.rng.random() < self.room
@@ -102,6 +102,7 @@ class World(Simulation):
         effects = {
             "share": lambda available: available if self.greedy else self.rng.randint(1, available),
             "copy": lambda claim: self.inbox.update({who: values(claim)}),
+            "blank": lambda *_: turn.Parcel(DATA, 8, packs=True, values=0) if self.rng.random() < 0.2 * self.small else None,
             "begin": begin,
             "result": lambda: next(results, None),
             "release": release,

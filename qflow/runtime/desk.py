@@ -66,7 +66,7 @@ class Desk:
         self.inputs, self.outputs = inputs, outputs
         self.at, self.counts = board.at[me], board.counts[me]
         self.taker = Taker(board, board.edges[number], me)
-        self.forked = False
+        self.forked: list[bool] = []  # not empty in a copy of this process that user code has made
         self.caught: Caught = BaseException  # what user code may raise that is a failure of its item
         self.between: Callable[[], None] | None = None  # called when an item is finished
         self.unkept: Callable[[int], None] = lambda cell: None  # called for each kept cell that is free again
@@ -88,6 +88,7 @@ class Desk:
         self._digest = 0  # of the results of an iterator
         self._alone = False  # no two values are taken at once
         self._function: Callable[[Any], Any] | None = None  # of a step that may `Dash`
+        self._blanked = -1, -1  # for which value a cell was begun last
         self._outcome: tuple[Any, BaseException | None] | None = None  # of a call that was made, for the value that is begun next
         self._values: list[Any] | None = None  # in the worker's hands, if they came in a table
         self.ring: Callable[[int], object] = lambda who: None
@@ -96,6 +97,7 @@ class Desk:
             "share": self._share,
             "copy": self._take,
             "dash": self._dash,
+            "blank": self._blank,
             "begin": self._begin,
             "result": self._result,
             "fewer": lambda now, before: self._mixed(fewer(now, before)),
@@ -109,7 +111,7 @@ class Desk:
         """Be ready for a run of the group, which is not looked at when the step is given up."""
         self.orders, self._gate = orders, gate or self._gate
         self._claim, self._reader, self._values, self._outcome = NO_CLAIM, None, None, None  # of a run that was cancelled
-        self._begun, self._most = 0, 1
+        self._begun, self._most, self._blanked = 0, 1, (-1, -1)
         self._careful = bool(orders.verdicts or orders.suspects or orders.poison)
         self._function = None if self._careful or self.group is None else _plain(self.group)
         options = NOTHING if self.group is None else self.group.options
@@ -205,6 +207,17 @@ class Desk:
                 self._values = self._reader.values(read_only=True)
         self._busy = self.counts[0]
 
+    def _blank(self, claim: Claim, k: int) -> Parcel | None:
+        """A cell to be begun for the quick way, unless that has just been tried."""
+        if self._function is None or self._outcome is not None or self._blanked == (claim.number, k):
+            return None
+        if self._claim != claim:
+            self._read(claim)
+        if self._values is None or not isinstance(self._reader, Table) or self._reader.closing:
+            return None
+        self._blanked = claim.number, k
+        return self._packer.blank(self._reader.words)
+
     def _dash(self, claim: Claim, k: int, putter: Putter) -> int:
         """Do as many values of a claim as the quick way can, from the ``k``-th on -> the first that is not done."""
         table, reader = self._filling.table, self._reader
@@ -213,7 +226,7 @@ class Desk:
         assert isinstance(reader, Table)
         if reader.closing or reader.words != table.words:
             return k
-        dash = Dash(putter, self.at, self.ring)
+        dash = Dash(putter, self.at, self.ring, self.forked)
         nbytes = self._packer.row_bytes(table.template, table.words)
         size = min(dash.room(nbytes), table.room, claim.values - k, DASH)
         if size <= 0:
@@ -226,8 +239,6 @@ class Desk:
         words = table.words
         table.paths[table.rows * words : (table.rows + size) * words] = reader.paths[k * words : (k + size) * words]
         done = dash.run(self._function, table, claim, k, self._values[k : k + size], nbytes)
-        if self.forked:
-            os._exit(0)
         self._outcome = dash.outcome
         self.counts[0] += time.monotonic_ns() - begun
         self.counts[1] += done - k

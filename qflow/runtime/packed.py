@@ -20,6 +20,7 @@ from qflow.errors import InternalError
 from qflow.graph.markers import CLOSE
 from qflow.graph.plan import SMALL
 from qflow.runtime import table
+from qflow.runtime.board import DATA
 from qflow.runtime.codec import ALIGN, Body, Encoded, Path, decode, encode, path_of
 from qflow.runtime.table import ODD, TABLE
 from qflow.runtime.template import FLOAT, INT, Template, describe, of_key
@@ -75,6 +76,16 @@ class Row:
 
 
 @final
+class Blank:
+    """The structure of the rows that are to come, whose index paths have so many words."""
+
+    __slots__ = ("odd", "template", "words")
+
+    def __init__(self, template: Template, words: int, odd: int) -> None:
+        self.template, self.words, self.odd = template, words, odd
+
+
+@final
 class Numbers:
     """Plain numbers of one kind in a row, whose index paths are ``first``, ``first + 1`` and so on."""
 
@@ -116,6 +127,13 @@ class Packer:
             assert self.template is not None
             return Row(value, path, self.template, self._odd)
         return small(value, path, most)
+
+    def blank(self, words: int) -> Parcel | None:
+        """A parcel to begin a cell with, for rows like the last ones, if they were alike."""
+        if self.template is None:
+            return None
+        nbytes = self.row_bytes(self.template, words)
+        return Parcel(DATA, nbytes, Blank(self.template, words, self._odd), packs=True, values=0)
 
     def row_bytes(self, template: Template, words: int) -> int:
         """Of a row like the last ones, nearly."""
@@ -266,6 +284,9 @@ class Filling:
             return
         region, content = self._cells.region(cell, SMALL)[:SMALL], parcel.content
         self.table = self._records = None
+        if type(content) is Blank:
+            self.table = table.Writer(region, content.template, content.words, content.odd)
+            return
         if type(content) is Row:
             self.table = table.Writer(region, content.template, len(content.path), content.odd)
         elif type(content) is Numbers:

@@ -27,6 +27,7 @@ what is to be done outside, and are resumed with its outcome:
     ("share", n)             of n small values that lie there -> how many to claim
     ("copy", claim)          copy the claimed small values out of their cell, to memory that outlives the worker
     ("dash", claim, k, putter)   let `Dash` do as many values as it can, from k on -> the first that it could not
+    ("blank", claim, k)      -> a parcel without values, if the quick way could go on in a cell that is begun with it, or None
     ("begin", claim, k)      load value k of the claim and start the step on it -> whether it has views on its cell
     ("result",)              -> the next parcel of the value at work, or None after the last
     ("fewer", now, before)   -> the parcel of an error: a predecessor had more results of this value
@@ -43,6 +44,7 @@ of liveness are in the project's protocol notes; a test explores every interleav
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -93,7 +95,7 @@ class Parcel(NamedTuple):
 
     ``kind``: DATA or ERROR; with END when it is known to be its value's last.
     ``mark`` is a digest of this result and those before it of the same value, in 32 bits; 0: nobody asks.
-    ``packs``: whether it may share a cell. ``values``: of a feed's numbers, how many there are.
+    ``packs``: whether it may share a cell. ``values``: of a feed's numbers, how many there are; of a blank, none.
     """
 
     kind: int
@@ -414,7 +416,7 @@ class Putter(Side):
 
     def put(self, item: int, parcel: Parcel, progress: int, flags: int = 0, mark: int = 0) -> Acting:
         """Publish a result: the last entry grows by it, or it gets a new one. ``progress``, ``flags``: for ``grown``."""
-        if parcel.packs and (yield from self.grow(item, parcel, progress | flags, mark)):
+        if parcel.packs and parcel.values and (yield from self.grow(item, parcel, progress | flags, mark)):
             return
         yield from self.close(item)
         cell = yield from self._reserve(parcel)
@@ -551,10 +553,11 @@ class Dash:
         putter: with an entry of the claim's item that may grow, a `table`.
         at: the worker's word of what it is at.
         ring: rings a participant's bell.
+        forked: not empty in a copy of this process that the function has made, which must not store anything.
     """
 
-    def __init__(self, putter: Putter, at: Words, ring: Callable[[int], object]) -> None:
-        self.putter, self.at, self.ring = putter, at, ring
+    def __init__(self, putter: Putter, at: Words, ring: Callable[[int], object], forked: list[bool]) -> None:
+        self.putter, self.at, self.ring, self.forked = putter, at, ring, forked
         self.outcome: Any = None  # of the call for the value that it could not do
 
     def room(self, nbytes: int) -> int:
@@ -581,11 +584,13 @@ class Dash:
         rows, store, kind = range(table.rows, table.rows + size), table.store, table.template.number
         column: Any = table.columns[0] if kind else None
         self.outcome = result = None
-        commit, fenced = now, putter.fenced
+        commit, fenced, forked = now, putter.fenced, self.forked
         try:
             for call, row, commit, value in zip(calls, rows, commits, values, strict=True):
                 what[0] = call
                 result = function(value)
+                if forked:
+                    break
                 if kind is None:
                     if not store(row, result):
                         self.outcome = result, None
@@ -606,6 +611,8 @@ class Dash:
         except BaseException as error:
             too_large = type(result) is int and not LEAST <= result < MORE
             self.outcome = (result, None) if too_large else (None, error)
+        if forked:
+            os._exit(0)
         what[0] = Phase.IDLE
         done = (commit - now) // STEP - 1
         if done:
@@ -749,10 +756,15 @@ def _run(claim: Claim, putter: Putter, done: int, skip: int, job: Words) -> Acti
     while k < claim.values:
         if putter.board.cancelled[0]:
             raise Cancelled
-        if putter._open == number and not putter.board.watched:
-            k = yield ("dash", claim, k, putter)
-            if k == claim.values:
-                break
+        if not skip:
+            if putter._open == number and not putter.board.watched:
+                k = yield ("dash", claim, k, putter)
+                if k == claim.values:
+                    break
+            blank = yield ("blank", claim, k)
+            if blank is not None:
+                yield from putter.put(number, blank, k << DONE)
+                continue
         yield ("begin", claim, k)
         given, last = 0, False
         while not last:

@@ -213,7 +213,7 @@ class Worker:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which a pool or a loader ends the processes that it has forked
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for desk in self.desks:
-            desk.forked = True
+            desk.forked.append(True)
 
     def serve(self) -> None:
         """Run after run, until the parent ends the line."""
