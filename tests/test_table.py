@@ -87,7 +87,7 @@ def test_rows_are_loaded_as_they_were_stored(first, data):
     values = [first, *(like(first, data.draw) for _ in range(data.draw(st.integers(0, 4))))]
     paths = [(number, 2 * number) for number in range(len(values))]
     cell = region()
-    writer = table.Writer(cell, template, 2, 64)
+    writer = table.Writer(cell, template, 2, table.rows_for(template, 2, 64))
     for value, path in zip(values, paths, strict=True):
         assert template.check(value)
         assert writer.add(value, path)
@@ -219,7 +219,7 @@ def test_other_keys_and_types_are_another_structure(other):
 
 def test_a_close_is_a_row():
     cell, template = region(), template_of({"x": np.zeros(3), "name": "a"})
-    writer = table.Writer(cell, template, 1, 32)
+    writer = table.Writer(cell, template, 1, table.rows_for(template, 1, 32))
     values = [{"x": np.ones(3), "name": "b"}, CLOSE, {"x": np.zeros(3), "name": "c"}, CLOSE]
     assert all(writer.add(value, (number,)) for number, value in enumerate(values))
     reader = table.Reader(cell, 0, 4)
@@ -230,12 +230,12 @@ def test_a_close_is_a_row():
 
 def test_a_table_takes_what_fits():
     template = template_of("a")
-    writer = table.Writer(region(), template, 1, 32)
+    writer = table.Writer(region(), template, 1, table.rows_for(template, 1, 32))
     rows = list(itertools.takewhile(lambda k: writer.add("x" * 250, (k,)), itertools.count()))
     assert 700 < len(rows) < SMALL // 250
-    assert not table.Writer(region(), template, 1, 32).add("a", (1, 2))
+    assert not table.Writer(region(), template, 1, table.rows_for(template, 1, 32)).add("a", (1, 2))
     array = np.zeros(ROW // 8)
-    writer = table.Writer(region(), template_of(array), 1, 0)
+    writer = table.Writer(region(), template_of(array), 1, table.rows_for(template_of(array), 1, 0))
     assert [writer.add(array, (k,)) for k in range(9)] == [True] * writer.rows + [False] * (9 - writer.rows)
     assert writer.rows >= 6
 
@@ -243,7 +243,7 @@ def test_a_table_takes_what_fits():
 @pytest.mark.parametrize("at", [0, 3, 8, 16, 33])
 def test_a_damaged_table_is_an_error(at):
     cell, template = region(), template_of({"x": 1})
-    table.Writer(cell, template, 1, 0).add({"x": 5}, (0,))
+    table.Writer(cell, template, 1, table.rows_for(template, 1, 0)).add({"x": 5}, (0,))
     cell[at] ^= 1
     with pytest.raises(InternalError, match="overwritten"):
         table.Reader(cell, 0, 1)
@@ -251,7 +251,7 @@ def test_a_damaged_table_is_an_error(at):
 
 def test_damaged_ends_are_an_error():
     cell, template = region(), template_of("a")
-    writer = table.Writer(cell, template, 1, 32)
+    writer = table.Writer(cell, template, 1, table.rows_for(template, 1, 32))
     writer.add("abc", (0,))
     writer._ends[0] = 1 << 40
     with pytest.raises(InternalError, match="points outside"):
@@ -261,7 +261,7 @@ def test_damaged_ends_are_an_error():
 def test_arrays_of_a_worker_are_read_only_and_pass_on_as_writable():
     cell, value = region(), {"x": np.ones(3), "t": torch.ones(2)}
     template = template_of(value)
-    table.Writer(cell, template, 1, 0).add(value, (0,))
+    table.Writer(cell, template, 1, table.rows_for(template, 1, 0)).add(value, (0,))
     (found,) = table.Reader(cell, 0, 1).values(read_only=True)
     assert not found["x"].flags.writeable
     assert template.check(found)

@@ -10,6 +10,7 @@ A cell holds a head of words, the item's index path, its pickle, and blocks of b
 The places are left out when every buffer is a block of its own, which it is unless some share memory
 (`spans`). Arrays and CPU tensors leave the pickle as the number of their buffer, dtype, shape and strides
 (`parts`). Large ones are rebuilt as views on the cell; small ones, and all when cells run short, as copies.
+A cell may also hold a value that looks like those before it, as a `table` of one row.
 A worker gets read-only arrays and private copies of tensors, so that its input stays as it came.
 """
 
@@ -28,6 +29,7 @@ from typing import Any
 from zlib import crc32
 
 from qflow.errors import InternalError, TransportError
+from qflow.runtime import table
 from qflow.runtime.memory import Cells
 from qflow.runtime.parts import LARGE as LARGE
 from qflow.runtime.parts import Pickler, Store, rebuilding
@@ -243,14 +245,18 @@ class Body:
 
 def path_of(cells: Cells | Body, cell: int) -> Path:
     """The index path of the item in a cell."""
-    return Head(cells.region(cell)).path
+    region = cells.region(cell)
+    return table.Reader(region, 0, 1).path(0) if table.is_table(region) else Head(region).path
 
 
 def poison(cells: Any, cell: int) -> None:
     """Overwrite the item in a cell that is about to be free."""
     region = cells.region(cell)
-    head = Head(region)
-    size = head.blocks[-1][1] if head.blocks else head.pickled.stop
+    if table.is_table(region):
+        size = table.Reader(region, 0, 1).nbytes
+    else:
+        head = Head(region)
+        size = head.blocks[-1][1] if head.blocks else head.pickled.stop
     region[:size] = b"\xdb" * size
 
 
@@ -261,6 +267,10 @@ def decode(cells: Any, cell: int, *, read_only: bool, views: bool) -> tuple[Any,
     ``cells.returned`` when the last of them is gone. What can't be rebuilt is a TransportError, and no view is left.
     """
     region = cells.region(cell)
+    if table.is_table(region):
+        reader = table.Reader(region, 0, 1)
+        value, viewing = reader.one(cells, cell, read_only=read_only, views=views)
+        return value, reader.path(0), viewing
     head = Head(region)
     store = Store(cells, cell, region, head.blocks, head.places, read_only=read_only, views=views) if head.blocks else None
     try:

@@ -21,11 +21,11 @@ from qflow.graph.options import NOTHING
 from qflow.graph.plan import SMALL, Group
 from qflow.graph.row import FAILED, LAST, NO_ITEM, Caught, Failed, Path, Results, Row, Watch, fewer, other
 from qflow.runtime.board import CALLS, DATA, END, ERROR, OFFSET, PACKED, VIEWS, Board, Phase
-from qflow.runtime.codec import decode, digest, encode, path_of, poison
+from qflow.runtime.codec import Encoded, decode, digest, encode, path_of, poison
 from qflow.runtime.failure import bytes_of, failure_of, parcel_of
 from qflow.runtime.ledger import Orders, Verdict
 from qflow.runtime.log import copied
-from qflow.runtime.packed import Filling, Packer, RecordReader, packs, read
+from qflow.runtime.packed import Filling, Packer, Plain, RecordReader, packs, read, small
 from qflow.runtime.table import Reader as Table
 from qflow.runtime.turn import Claim, Dash, Parcel, Putter, Taker
 from qflow.runtime.whereabouts import WorkerInfo
@@ -350,7 +350,8 @@ class Desk:
         self.counts[2] += value is not CLOSE
         if last or self.streams:
             return Parcel(DATA | END if last else DATA, encoded.nbytes, encoded, packs=packs(encoded))
-        self._digest = encoded.digest(self._digest) or 1
+        plain = encoded if isinstance(encoded, Plain | Encoded) else small(value, path)  # whether it is a row is no matter
+        self._digest = plain.digest(self._digest) or 1
         return Parcel(DATA, encoded.nbytes, encoded, self._digest, packs(encoded))
 
     def _failure(self, failed: Failed, path: Path, *, last: bool, group: int | None = None) -> Parcel:

@@ -22,7 +22,7 @@ from qflow.graph.plan import SMALL
 from qflow.runtime import table
 from qflow.runtime.board import DATA
 from qflow.runtime.codec import ALIGN, Body, Encoded, Path, decode, encode, path_of
-from qflow.runtime.table import ODD, TABLE
+from qflow.runtime.table import ODD, Single
 from qflow.runtime.template import FLOAT, INT, Template, describe, of_key
 from qflow.runtime.turn import Parcel
 
@@ -70,10 +70,6 @@ class Row:
         self.value, self.path, self.template, self.odd = value, path, template, odd
         self.nbytes = template.row + 8 * len(path) + odd
 
-    def digest(self, before: int = 0) -> int:
-        """As of an item that is no row."""
-        return small(self.value, self.path).digest(before)
-
 
 @final
 class Blank:
@@ -116,21 +112,27 @@ class Packer:
         self._spec: Any = None  # of the last values
         self._alike = self._wait = self._pause = self._odd = 0
 
-    def pack(self, value: Any, path: Path, most: int = sys.maxsize) -> Plain | Encoded | Row:
+    def pack(self, value: Any, path: Path, most: int = sys.maxsize) -> Plain | Encoded | Row | Single:
         """An item; one that can't be sent is a TransportError."""
         template = self.template
         if template is not None and (template.check(value) or (value is CLOSE and not template.number)):
-            return Row(value, path, template, self._odd)
+            return self._row(value, path, template, most)
         if self._wait:
             self._wait -= 1
         elif value is not CLOSE and self._look(value):
             assert self.template is not None
-            return Row(value, path, self.template, self._odd)
+            return self._row(value, path, self.template, most)
         return small(value, path, most)
+
+    def _row(self, value: Any, path: Path, template: Template, most: int) -> Plain | Encoded | Row | Single:
+        if template.row <= ROW:
+            return Row(value, path, template, self._odd)
+        single = None if value is CLOSE else Single(value, path, template)
+        return small(value, path, most) if single is None or single.nbytes > most else single
 
     def blank(self, words: int) -> Parcel | None:
         """A parcel to begin a cell with, for rows like the last ones, if they were alike."""
-        if self.template is None:
+        if self.template is None or self.template.row > ROW:
             return None
         nbytes = self.row_bytes(self.template, words)
         return Parcel(DATA, nbytes, Blank(self.template, words, self._odd), packs=True, values=0)
@@ -154,7 +156,7 @@ class Packer:
         if spec is None or self._alike < (1 if spec in NUMBERS else ALIKE):
             return False
         template = of_key(repr(spec).encode())
-        if template.row > ROW or not template.check(value):
+        if not template.check(value):
             self._wait = PAUSE
             return False
         self._odd = len(pickle.dumps(template.odd_of(value), 5)) + ODD - 1 & -ODD if template.odd else 0
@@ -179,9 +181,9 @@ def is_plain(value: Any, depth: int = 4) -> bool:
     return all(is_plain(each, depth - 1) for each in value)
 
 
-def packs(content: Plain | Encoded | Row) -> bool:
+def packs(content: Plain | Encoded | Row | Single) -> bool:
     """Whether an item shares a cell with others."""
-    return type(content) is not Encoded or content.nbytes <= MOST
+    return type(content) is Row or (type(content) is not Single and content.nbytes <= MOST)
 
 
 class Records:
@@ -265,8 +267,12 @@ class RecordReader:
 def read(region: memoryview, offset: int, count: int) -> table.Reader | RecordReader:
     """Values ``offset`` to ``offset + count`` of a cell, or of a copy of it."""
     region = region[:SMALL]
-    kind = table.Reader if region.cast("Q")[0] >> 32 == TABLE >> 32 else RecordReader
-    return kind(region, offset, count)
+    return (table.Reader if table.is_table(region) else RecordReader)(region, offset, count)
+
+
+def _table(region: memoryview, template: Template, words: int, odd: int) -> table.Writer:
+    """A table of as many rows as a cell has room for."""
+    return table.Writer(region, template, words, table.rows_for(template, words, odd))
 
 
 class Filling:
@@ -285,12 +291,12 @@ class Filling:
         region, content = self._cells.region(cell, SMALL)[:SMALL], parcel.content
         self.table = self._records = None
         if type(content) is Blank:
-            self.table = table.Writer(region, content.template, content.words, content.odd)
+            self.table = _table(region, content.template, content.words, content.odd)
             return
         if type(content) is Row:
-            self.table = table.Writer(region, content.template, len(content.path), content.odd)
+            self.table = _table(region, content.template, len(content.path), content.odd)
         elif type(content) is Numbers:
-            self.table = table.Writer(region, content.template, 1, 0)
+            self.table = _table(region, content.template, 1, 0)
         else:
             self._records = Records(region)
         fits = self.add(cell, parcel)

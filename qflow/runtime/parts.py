@@ -163,7 +163,7 @@ def _with_attributes(reduced: Any, attributes: dict[str, Any]) -> Any:
 
 def is_ours(value: Any) -> bool:
     """Whether an array is read-only because it came to this worker as its input."""
-    while isinstance(value, np.ndarray) and not isinstance(value, Lease | Sent):
+    while isinstance(value, np.ndarray) and not isinstance(value, _LAYERS):
         value = value.base
     return isinstance(value, Input) or (isinstance(value, Lease) and not value.flags.writeable)
 
@@ -177,6 +177,9 @@ class Input(bytes):
 
 class Sent(np.ndarray[Any, Any]):
     """A layer between an array and its memory, by which `is_ours` tells what was sent read-only."""
+
+
+_LAYERS = Lease, Sent
 
 
 class Store:

@@ -12,6 +12,7 @@ import functools
 import itertools
 import pickle
 import struct
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -22,7 +23,7 @@ from qflow.errors import InternalError
 from qflow.graph.markers import CLOSE
 from qflow.graph.plan import SMALL
 from qflow.runtime.board import MOST_VALUES
-from qflow.runtime.parts import Input
+from qflow.runtime.parts import LARGE, Input
 from qflow.runtime.template import Column, Template, of_key
 
 ALIGN = 64
@@ -66,6 +67,11 @@ def rows_for(template: Template, words: int, odd: int) -> int:
     return max(1, min(MOST_VALUES, room // max(1, 8 * words + template.row + (8 + odd) * template.odd)))
 
 
+def is_table(region: memoryview) -> bool:
+    """Whether a cell holds a table."""
+    return int.from_bytes(region[4:8], sys.byteorder) == TABLE >> 32
+
+
 def _aligned(size: int) -> int:
     return (size + ALIGN - 1) & -ALIGN
 
@@ -91,9 +97,9 @@ class Writer:
         columns: as they lie in the cell.
     """
 
-    def __init__(self, region: memoryview, template: Template, words: int, odd: int) -> None:
+    def __init__(self, region: memoryview, template: Template, words: int, rows: int) -> None:
         self.region, self.template, self.words, self.rows = region, template, words, 0
-        self._layout = layout(template, self.words, rows_for(template, self.words, odd))
+        self._layout = layout(template, self.words, rows)
         rest = self._layout.rows, self.words << 32 | len(template.key)
         check = crc32(template.key, crc32(HEAD.pack(0, *rest, 0)))
         HEAD.pack_into(region, 0, TABLE | check, *rest, 0)
@@ -152,6 +158,21 @@ class Writer:
         self.paths[at] = path[0] | flag
         for number in range(1, self.words):
             self.paths[at + number] = path[number]
+
+
+class Single:
+    """A large value that has a cell of its own, and its index path: a table of one row, ready to be copied into a cell."""
+
+    __slots__ = ("_path", "_template", "_value", "nbytes")
+
+    def __init__(self, value: Any, path: Path, template: Template) -> None:
+        self._value, self._path, self._template = value, path, template
+        self.nbytes = layout(template, len(path), 1).heap + template.most_odd * template.odd
+
+    def fill(self, region: memoryview) -> None:
+        """Copy it into a cell."""
+        fits = Writer(region[: self.nbytes], self._template, len(self._path), 1).add(self._value, self._path)
+        assert fits, "it was checked"
 
 
 class Reader:
@@ -213,6 +234,28 @@ class Reader:
                 if word & CLOSED:
                     found[row] = CLOSE
         return found
+
+    def one(self, cells: Any, cell: int, *, read_only: bool, views: bool) -> tuple[Any, bool]:
+        """The single value of a cell -> itself, and whether it has views on the cell, as of `codec.decode`."""
+        first, lease, columns = self._layout.columns[0] if self._layout.columns else 0, None, []
+        for column, start in zip(self.template.columns, self._layout.columns, strict=True):
+            tensor = column.word == "tensor"
+            if not views or column.plain or column.nbytes < LARGE or (tensor and read_only):
+                columns.append(self._column(column, start, read_only))
+                continue
+            if lease is None:
+                lease = cells.lease(cell, first, self._layout.heap)
+                if read_only:
+                    lease.flags.writeable = False
+            array = np.ndarray(column.shape, column.dtype, lease, start - first)
+            columns.append([sys.modules["torch"].from_numpy(array) if tensor else array])
+        odd = [pickle.loads(each) for each in self._odd()] if self.template.odd else []
+        return self.template.values(columns, odd, 1)[0], lease is not None
+
+    @property
+    def nbytes(self) -> int:
+        """Of a table of one row."""
+        return self._heap(0) if self.template.odd else self._layout.heap
 
     def _column(self, column: Column, start: int, read_only: bool) -> list[Any]:
         """The values of a column."""
