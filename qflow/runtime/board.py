@@ -14,6 +14,7 @@ Every word is a native-aligned 64-bit number with one writer at a time. The word
     taker_wait          who waits for an entry, or for one to grow, and of which item
     taker_waits         how often somebody has
     lane_wait           who waits for ``taken`` to grow
+    quick               1: producers leave out the fence between what they store and their look at who waits
 
 An entry is a cell with one value, or with ``count`` small ones (PACKED), which grow until it is CLOSED, or another
 entry follows, or the item is ENDED. ``done`` says of how many input values of its claim the producer has given all
@@ -187,6 +188,7 @@ class Edge:
         self.taker_wait: Words = cut(1)
         self.taker_waits: Words = cut(1)
         self.lane_wait: Words = cut(1)
+        self.quick: Words = cut(1)
 
 
 class Board:
@@ -220,5 +222,5 @@ class Board:
 
 def words_needed(shape: Shape) -> int:
     """How many words a board of this shape has."""
-    per_edge = (edge.window * (1 + 3 * edge.depth) + edge.producers * (edge.cells + 1) + 5 for edge in shape.edges)
+    per_edge = (edge.window * (1 + 3 * edge.depth) + edge.producers * (edge.cells + 1) + 6 for edge in shape.edges)
     return 1 + sum(per_edge) + shape.participants * (Board.HAND + Board.JOB + Board.AT + Board.COUNTS)

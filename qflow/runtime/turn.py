@@ -127,8 +127,7 @@ class Side:
     def __init__(self, board: Board, edge: Edge, me: int) -> None:
         self.board, self.edge, self.me = board, edge, me
         fence = Fence()
-        self.fenced = fence.needed
-        self.fence, self._fence_of_who_waits = fence.light, fence.heavy
+        self.fenced, self.fence, self._fence_all = fence.needed, fence.own, fence.all
 
     def until(self, ready: Callable[[], Any], word: Words, at: int, mark: int, waits: Words | None = None) -> Acting:
         """Wait until ``ready()``: leave a mark, look once more, sleep. Whoever makes it ready sees the mark and rings.
@@ -143,7 +142,9 @@ class Side:
             word[at] = mark
             if self.board.watched:
                 yield "marked"
-            self._fence_of_who_waits()
+            self.fence()
+            if self.edge.quick[0]:
+                self._fence_all()
             if self.board.cancelled[0]:
                 raise Cancelled
             if ready():
@@ -585,6 +586,9 @@ class Dash:
         column: Any = table.columns[0] if kind else None
         self.outcome = result = None
         commit, fenced, forked = now, putter.fenced, self.forked
+        if not putter.edge.quick[0]:
+            putter.edge.quick[0] = 1
+            putter.fence()
         try:
             for call, row, commit, value in zip(calls, rows, commits, values, strict=True):
                 what[0] = call
