@@ -62,6 +62,7 @@ class Crew:
 
     def __init__(self, plan: Plan, ordered: bool, preload: Sequence[str] = (), start: str = "forkserver") -> None:
         self.start_method = start
+        self._preload = preload
         self.key = key_of(plan, ordered)
         self.names = tuple(group.name for group in plan.groups)
         self.shipped: list[bytes] = [b""] * len(plan.groups)
@@ -74,7 +75,7 @@ class Crew:
         self._ending: BaseException | None = None
         self._at_rest = True
         try:
-            self._build(plan, shape_of(plan, ordered=ordered), preload)
+            self._build(plan, shape_of(plan, ordered=ordered))
         except OSError as error:
             self.close()
             raise ResourceError(f"The workers could not be started: {error}") from error
@@ -84,16 +85,16 @@ class Crew:
 
     # ---- making
 
-    def _build(self, plan: Plan, shape: Shape, preload: Sequence[str]) -> None:
+    def _build(self, plan: Plan, shape: Shape) -> None:
         processes = tuple(_processes(plan, shape))
         check_descriptors(shape, len(processes), sum(group.stream for group in plan.groups))
         if processes:  # first: a nursery that is a copy of this process must have none of this crew's descriptors
             self.nursery = nursery.acquire(self.start_method)
         self.channels = Channels(plan, shape)
         self._berth = self.channels.berth(processes)
-        self.hire(range(len(processes)), preload)
+        self.hire(range(len(processes)))
 
-    def hire(self, numbers: Sequence[int], preload: Sequence[str] = ()) -> None:
+    def hire(self, numbers: Sequence[int]) -> None:
         """Let the nursery make these processes, with their ends of everything."""
         if not numbers:
             return
@@ -114,9 +115,9 @@ class Crew:
             fds = berth.descriptors()
             common = pickle.dumps(berth.moved({fd: number for number, fd in enumerate(fds)}))
             try:
-                children = self._living_nursery().fork(fds, numbers, common, preload)
+                children = self._living_nursery().fork(fds, numbers, common, self._preload)
             except nursery.NurseryDied:  # meanwhile
-                children = self._living_nursery().fork(fds, numbers, common, preload)
+                children = self._living_nursery().fork(fds, numbers, common, self._preload)
             for number, child, (mine, _), fault in zip(numbers, children, lines, faults, strict=True):
                 self.members[number] = Member(*berth.processes[number], child, mine, fault)
             ours.pop_all()
