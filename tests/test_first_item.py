@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections import Counter
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from scenario import script
 
 import qflow as qf
-from qflow.runtime import crew
+from qflow.runtime.crew import Crew
 from qflow.runtime.nursery import Nursery
 
 # ---- cold
@@ -116,13 +117,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """All start messages to workers."""
     messages: list[Any] = []
-    send = crew.send_message
+    send = Crew.send
 
-    def noted(line: Any, message: Any) -> None:
-        messages.append(message)
-        send(line, message)
+    def noted(self: Crew, member: Any, start: bytes) -> None:
+        messages.append(pickle.loads(start[8:]))
+        send(self, member, start)
 
-    monkeypatch.setattr(crew, "send_message", noted)
+    monkeypatch.setattr(Crew, "send", noted)
     return messages
 
 

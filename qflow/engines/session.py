@@ -81,6 +81,7 @@ class Session:
         self.crew.start(self.plan, payloads, self._orders, attempts)
         self._feeder = Feeder(self.crew, self.plan, values, collect=self._orders.collect)
         self._feeder.start()
+        self.crew.watch()
 
     # ---- consumer
 

@@ -27,7 +27,7 @@ from qflow.runtime.ledger import Orders
 from qflow.runtime.memory import anonymous
 from qflow.runtime.needs import check_descriptors
 from qflow.runtime.supervisor import Supervisor
-from qflow.runtime.worker import Start, send_message
+from qflow.runtime.worker import Start, framed
 
 GRACE = 0.5  # seconds that user code has to finish when a run is cut short
 
@@ -139,18 +139,24 @@ class Crew:
         changed = [new if new != old else None for new, old in zip(groups, self.shipped, strict=True)]
         self.shipped = list(groups)
         start = Start(None, orders, for_workers(os.environ), _directory(), list(sys.path), output.levels(), _filters())
+        messages = {group: framed(start._replace(group=group)) for group in {*changed}}
         self.supervisor = Supervisor(self, plan.groups, start, attempts)
-        for member in self.members.values():
-            self.send(member, start._replace(group=changed[member.group]))
         self.supervisor.start()
+        for member in self.members.values():
+            self.send(member, messages[changed[member.group]])
 
-    def send(self, member: Member, start: Start) -> None:
+    def watch(self) -> None:
+        """Hear of the workers from here on; what they have said meanwhile is not lost."""
+        assert self.supervisor is not None
+        self.supervisor.watch()
+
+    def send(self, member: Member, start: bytes) -> None:
         """Let a member begin. Until its workers say otherwise, what they die of is their start."""
         for who in member.participants:
             at = self.channels.board.at[who]
             at[2], at[0] = time.monotonic_ns(), Phase.OPEN
         with contextlib.suppress(OSError):  # it has died; the supervisor will see that
-            send_message(member.control, start)
+            member.control.sendall(start)
 
     def keeps(self, number: int, kept: list[Kept]) -> None:
         """A member rests, and its step keeps views on some cells."""
