@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -191,3 +192,24 @@ def test_the_plot_is_a_file(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     subprocess.run([sys.executable, "-c", PLOT, str(tmp_path / "rates.svg")], check=True)  # matplotlib keeps its fonts open
     assert "np.copyto loop" in (tmp_path / "rates.svg").read_text()
+
+
+def test_qflow_is_measured_as_it_is_installed(tmp_path: Path) -> None:
+    """A checkout whose bytecode may not be written is compiled once, not by each process that is measured."""
+    checkout, copy = tmp_path / "checkout", tmp_path / "copy"
+    shutil.copytree(Path(qf.__file__).parent, checkout / "qflow", ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        "import sys; from pathlib import Path; from qflow.bench.throughput.installed import compiled\n"
+        "path = compiled(Path(sys.argv[1])); sys.path[:0] = path; del sys.modules['qflow']; import qflow\n"
+        "print(path, qflow.__spec__.origin, Path(qflow.__spec__.cached).exists())"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPYCACHEPREFIX"}
+    environment |= {"PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1"}
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code, str(copy)], capture_output=True, text=True, check=True, env=environment, cwd=tmp_path
+        ).stdout
+        for environment["PYTHONPATH"] in (str(checkout), str(copy))
+    ]
+    assert said == [f"{[str(copy)]} {copy}/qflow/__init__.py True\n", f"[] {copy}/qflow/__init__.py True\n"]
+    assert not list(checkout.rglob("__pycache__"))

@@ -16,7 +16,7 @@ from scenario import Ends, lives, program
 from test_catalogue import one_failure
 
 import qflow as qf
-from qflow.engines import processes
+from qflow.engines.warm import warm_of
 
 C = r"""
 #include <csignal>
@@ -239,7 +239,7 @@ def test_W4_an_endless_recursion_of_python_is_an_ordinary_error():
 
 
 def crew_of(pipe):
-    (session,) = processes.warm_of(pipe).sessions
+    (session,) = warm_of(pipe).sessions
     return session.crew
 
 
@@ -287,7 +287,7 @@ def test_W13_the_next_run_after_its_nursery_was_killed_at_rest(start):
     with qf.process(n=2)(abs) | qf.queue(2) as pipe:
         for _ in range(3):
             assert list(pipe([-1, -2], engine=qf.engines.Processes(start=start))) == [1, 2]
-            crew = processes.warm_of(pipe)._resting
+            crew = warm_of(pipe)._resting
             os.kill(crew.nursery.pid, signal.SIGKILL)
 
 
@@ -302,7 +302,7 @@ def test_W13_a_worker_that_is_stuck_in_c_code_goes_within_a_second_of_its_nurser
         f"""
         import ctypes, os, sys, warnings
         import qflow as qf
-        from qflow.engines.processes import warm_of
+        from qflow.engines.warm import warm_of
         warnings.simplefilter("ignore")
         def step(x):
             if x == 1:

@@ -117,7 +117,19 @@ def loaded_by(code: str) -> set[str]:
 def test_importing_qflow_loads_nothing_heavy() -> None:
     loaded = loaded_by("import qflow")
     assert loaded.isdisjoint(
-        {"torch", "h5py", "numpy", "cloudpickle", "multiprocessing", "asyncio", "IPython", "sklearn", "skimage"}
+        {
+            "torch",
+            "h5py",
+            "numpy",
+            "cloudpickle",
+            "multiprocessing",
+            "asyncio",
+            "IPython",
+            "sklearn",
+            "skimage",
+            "toolz",
+            "socket",
+        }
     )
     assert {
         module for module in loaded if module.startswith("qflow.") and layer(module) not in ("errors", "graph", "engines")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from qflow.runtime import oom
@@ -16,7 +14,7 @@ VMSTAT = "nr_free_pages 12\noom_kill {}\nthp_fault_alloc 8\n"
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """Write files of another machine."""
-    monkeypatch.setattr(oom, "Path", lambda first, *rest: Path(f"{tmp_path}{first}", *rest))
+    monkeypatch.setattr(oom, "open", lambda name: open(f"{tmp_path}{name}"), raising=False)
 
     def write(**files):
         for name, text in files.items():

@@ -21,7 +21,7 @@ from scenario import Ends, program, state_of
 from test_policies import STUCK
 
 import qflow as qf
-from qflow.engines.processes import warm_of
+from qflow.engines.warm import warm_of
 
 SECOND = 1.0 + 0.5  # half of one for the load of the machine
 MOMENT = 0.05  # seconds until a death is known

@@ -19,8 +19,8 @@ import pytest
 from scenario import assert_gone, children_of, killed_parent, limited, needs_unshare, script
 
 import qflow as qf
-from qflow.engines import processes
 from qflow.engines.processes import Processes
+from qflow.engines.warm import warm_of
 from qflow.runtime.child import Child, ended, kill
 from qflow.runtime.nursery import Nursery, NurseryDied
 
@@ -151,7 +151,7 @@ def test_workers_are_other_processes_and_stay_warm(start: str) -> None:
 
 
 def crew_of(pipe: qf.Flow[Any, Any]) -> set[int]:
-    crew = processes.warm_of(pipe)._resting
+    crew = warm_of(pipe)._resting
     assert crew is not None
     return {member.child.pid for member in crew.members.values()}
 
@@ -268,7 +268,7 @@ def test_a_forked_worker_holds_no_line_of_another_flow() -> None:
     first, second = (qf.Flow(qf.process(open_descriptors)) for _ in range(2))
     with first, second:
         list(first([0], engine=engine))
-        crew = processes.warm_of(first)._resting
+        crew = warm_of(first)._resting
         assert crew is not None
         assert crew.nursery is not None
         lines = {os.readlink(f"/proc/self/fd/{end.fileno()}") for end in (crew.nursery._socket, crew.members[0].control)}
@@ -368,7 +368,7 @@ def test_a_new_nursery_is_made_after_one_has_died(start: str) -> None:
     with pipe:
         engine = Processes(start=start)
         assert list(pipe([-1], engine=engine)) == [1]
-        crew = processes.warm_of(pipe)._resting
+        crew = warm_of(pipe)._resting
         assert crew is not None
         assert crew.nursery is not None
         os.kill(crew.nursery.pid, signal.SIGKILL)
@@ -381,7 +381,7 @@ def test_a_run_outlives_the_nursery_of_its_workers() -> None:
     pipe = qf.Flow(qf.process(n=2)(abs))
     with pipe, pipe(itertools.count(), engine=Processes(attempts=10)) as run:
         assert next(run) == 0
-        nursery = next(iter(processes.warm_of(pipe).sessions)).crew.nursery
+        nursery = next(iter(warm_of(pipe).sessions)).crew.nursery
         os.kill(nursery.pid, signal.SIGKILL)
         assert list(itertools.islice(run, 500)) == list(range(1, 501))
 

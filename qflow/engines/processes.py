@@ -5,36 +5,26 @@
 
 `start` pickles the steps, takes the flow's warm crew or makes one, and lets the feeder begin; `next`
 takes from the last channel. When a run ends its crew goes back to the flow, for the next run.
+
+The first run of a process is the slow one: this process and the nursery load much the same modules, 0.1 s each.
+They do it at the same time: the nursery is started first, and only then what a run needs here is imported.
 """
 
 from __future__ import annotations
 
-import _thread
-import os
-import threading
-import time
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Any, final
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, final
 
-from qflow.engines.warm import Warm, release, warm_of
 from qflow.errors import GraphError, got
-from qflow.graph.flow import Flow
-from qflow.graph.options import RunOptions
-from qflow.graph.plan import Plan
-from qflow.graph.run import Engine, NotYet, Run, StepStats, Told
+from qflow.graph.run import Engine, Run
 from qflow.graph.sizes import count
-from qflow.graph.source import use
-from qflow.runtime import books
-from qflow.runtime.consumer import OVER, Consumer
-from qflow.runtime.crew import Crew
-from qflow.runtime.feeder import Feeder
-from qflow.runtime.ledger import Orders
-from qflow.runtime.nursery import STARTS
-from qflow.runtime.shipping import check_handles, pickled
-from qflow.runtime.turn import Acting, Cancelled
+from qflow.runtime import nursery
 
-CLOSED = "The run was closed while it was iterated."
+if TYPE_CHECKING:
+    from qflow.graph.flow import Flow
+    from qflow.graph.options import RunOptions
+    from qflow.graph.plan import Plan
 
 
 @final
@@ -54,218 +44,21 @@ class Processes(Engine):
     """
 
     def __init__(self, *, start: str = "forkserver", attempts: int = 2) -> None:
-        if start not in STARTS:
-            raise GraphError(f"`start` is one of {', '.join(map(repr, STARTS))}, but got {got(start)}.")
+        if start not in nursery.STARTS:
+            raise GraphError(f"`start` is one of {', '.join(map(repr, nursery.STARTS))}, but got {got(start)}.")
         self._start = start
         self.attempts = count(attempts, "attempts", "qf.engines.Processes(attempts=2)")
 
     def start(self, flow: Flow[Any, Any], plan: Plan, source: Iterable[Any], length: int | None, options: RunOptions) -> Run[Any]:
-        payloads = [pickled(group) for group in plan.groups]
-        if self._start == "fork":
-            check_handles(plan)
-        values = use(source)
-        warm = warm_of(flow)
-        session = Session(warm.take(plan, options.ordered, self._start), warm, plan, options)
-        try:
-            session.start(payloads, values, self.attempts)
-            return ProcessRun(session, length, options, flow)
-        except BaseException:
-            session.close()
-            raise
+        with nursery.ahead(self._start):
+            from qflow.engines.session import begin
+
+            return begin(flow, plan, source, length, options, start=self._start, attempts=self.attempts)
 
     def release(self, flow: Flow[Any, Any]) -> None:
-        release(flow)
-
-
-class Session:
-    """One run of a crew: its feeder, and the consumer's side of the last channel."""
-
-    def __init__(self, crew: Crew, warm: Warm, plan: Plan, options: RunOptions) -> None:
-        self.crew, self.warm, self.plan, self.options = crew, warm, plan, options
-        self.over = ""  # why it can't be iterated any more
-        self.left = False  # the crew is given back
-        self._pid = os.getpid()
-        self._closing = threading.Lock()
-        self._leaving = threading.RLock()  # held while it is decided who touches the crew
-        self._gone = False  # the crew is touched by nobody but who gives it back
-        self._consuming = threading.RLock()  # held by the consumer while it touches the crew
-        self._feeder: Feeder | None = None
-        poison = bool(os.environ.get("QFLOW_DEBUG_POISON"))
-        self._orders = Orders(collect=options.on_error == "collect", poison=poison)
-        channels = crew.channels
-        self._consumer = Consumer(channels.board, channels.names, channels.leases, ordered=options.ordered, poison=poison)
-        self.ready = self._consumer.ready
-        self.began = time.perf_counter()
-        self._stats: list[StepStats] | None = None
-        self._taking: Acting | None = None  # what is not yet taken at the end of its time
-
-    def start(self, payloads: list[bytes], values: Iterator[Any], attempts: int) -> None:
-        """Let the workers begin, and the feeder fill."""
-        self.warm.sessions.add(self)
-        self.crew.start(self.plan, payloads, self._orders, attempts)
-        self._feeder = Feeder(self.crew, self.plan, values, collect=self._orders.collect)
-        self._feeder.start()
-
-    # ---- consumer
-
-    def take(self, deadline: float | None) -> Any:
-        """The next result, or failure, or StopIteration; `NotYet` after the deadline."""
-        if self.over:
-            raise GraphError(self.over)
-        with self._consuming:
-            if self.over:
-                raise GraphError(self.over)
-            return self._take(deadline)
-
-    def _take(self, deadline: float | None) -> Any:
-        taking, self._taking = self._taking or self._consumer.take(), None
-        try:
-            result = self._drive(taking, deadline)
-        except Told as told:
-            if self.options.on_error == "raise" or told.failure.fatal:
-                self.crew.channels.flush()  # what the worker has printed comes before what it has raised
-            raise
-        if result is OVER:
-            self._finish()
-            raise StopIteration
-        return result
-
-    def _drive(self, actions: Acting, deadline: float | None = None) -> Any:
-        outcome = None
-        try:
-            while True:
-                action = actions.send(outcome)
-                if type(action) is tuple:
-                    if action[0] == "ring":
-                        self.crew.channels.ring(action[1])
-                    else:
-                        self._drive(self._consumer.unkeep())
-                        self._wait(actions, deadline)
-        except StopIteration as stop:
-            return stop.value
-        except Cancelled:
-            raise GraphError(CLOSED) from None
-        except NotYet:
-            raise
-        except BaseException:  # the traceback of an interrupt may be kept for long, and should not hold the channels
-            actions.close()
-            raise
-
-    def _wait(self, taking: Acting, deadline: float | None) -> None:
-        left = None if deadline is None else deadline - time.monotonic()
-        if left is not None and left <= 0:
-            self._taking = taking
-            raise NotYet
-        try:
-            self.crew.wait(left)
-        except OSError:
-            if not self.over:
-                raise
-        if self.over:  # by a signal handler of the user
-            raise Cancelled
-
-    # ---- endings
-
-    def _finish(self) -> None:
-        """The end was reached: everybody comes to rest, and the books must balance."""
-        board = self.crew.channels.board
-        first = books.first_whole(board, self.plan.groups)
-        if not first:
-            if self._feeder is not None:
-                self._feeder.wait()
-            usable = self.crew.rest(2)
-        else:  # a stream has ended before its input, as `islice` does
-            self._abort()
-            usable = self.crew.settle()
-        books.balance(board, self.crew.names, first)
-        self._leave(usable)
-
-    def _abort(self) -> None:
-        """Cancel, and wait until neither consumer nor feeder touches the crew; the user's source may go on."""
-        with self._leaving:
-            self.over = self.over or CLOSED
-            self.ready.clear()
-            if not self._gone:
-                self.crew.channels.cancel()
-        if self._feeder is not None:
-            self._feeder.stop()
-
-    def _leave(self, usable: bool, *, linger: bool = False) -> None:
-        """Give the crew back; interrupted, it goes on where it was when called again."""
-        with self._leaving:
-            if self.left:
-                return
-            self.over, self._gone = self.over or CLOSED, True
-            self._stats = self.stats()
-            self.crew.end_run()
-            self.warm.give(self, usable=usable and not self.crew.broken, linger=linger)
-            self.warm.sessions.discard(self)
-            self._taking = None
-            vars(self).pop("_consumer", None)  # it holds the memory of the channels
-
-    def close(self) -> None:
-        """Stop early, and give the crew back."""
-        if not self.left and self._pid == os.getpid():
-            self.warm.stopping(1)
-            self._close()
-
-    def abandon(self) -> None:
-        """Close from a thread of its own, because this may be any thread at any point."""
-        if not self.left and self._pid == os.getpid():
-            self.warm.stopping(1)
-            try:
-                _thread.start_new_thread(self._close, (), {"linger": True})
-            except RuntimeError:  # the interpreter ends, and the workers with it
-                self.warm.stopping(-1)
-
-    def _close(self, *, linger: bool = False) -> None:
-        try:
-            with self._closing:
-                usable = False
-                try:
-                    if not self._gone:
-                        self._abort()
-                        with self._consuming:
-                            usable = self._gone or self.crew.settle()
-                finally:  # a second Ctrl-C ends the workers at once
-                    self._leave(usable, linger=linger)
-        finally:
-            self.warm.stopping(-1)
-
-    def stats(self) -> list[StepStats]:
-        """Counts of every group so far."""
-        if self._stats is not None:
-            return self._stats
-        supervisor, none = self.crew.supervisor, Counter[int]()
-        died, recycled = (none, none) if supervisor is None else (supervisor.died, supervisor.recycled)
-        seconds = time.perf_counter() - self.began
-        return books.statistics(self.crew.channels.board, self.plan.groups, seconds, self._consumer.failed, died, recycled)
-
-
-@final
-class ProcessRun(Run[Any]):
-    """The consumer's handle of a session; dropping it stops the run."""
-
-    def __init__(self, session: Session, length: int | None, options: RunOptions, flow: Flow[Any, Any]) -> None:
-        super().__init__(length, options)
-        self._session = session
-        self._ready = session.ready
-        self._flow = flow  # a flow that nobody else holds keeps its workers as long as its run
-
-    def _next(self) -> Any:
-        return self._session.take(self._deadline)
-
-    def close(self) -> None:
-        self._over = True
-        self._session.close()
-
-    def stats(self) -> list[StepStats]:
-        return self._session.stats()
-
-    def __del__(self) -> None:
-        session = self.__dict__.get("_session")
-        if session is not None:
-            session.abandon()
+        warm = sys.modules.get("qflow.engines.warm")  # not loaded, there was no run
+        if warm is not None:
+            warm.release(flow)
 
 
 engine = Processes()

@@ -20,7 +20,7 @@ from qflow.runtime.crew import Crew, key_of
 from qflow.runtime.shipping import installed, source_files
 
 if TYPE_CHECKING:
-    from qflow.engines.processes import Session
+    from qflow.engines.session import Session
 
 
 class Warm:

@@ -14,8 +14,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, final, overload
 
-from toolz import pipe
-
 from qflow.errors import GraphError, blame, got, not_quiet
 from qflow.graph import run as runs
 from qflow.graph.function import Function, function_of, function_text, is_function, opened
@@ -508,5 +506,7 @@ def row_length(operators: Iterable[Operator[Any, Any]], items: int | None) -> in
 
 def through(operators: Iterable[Operator[Any, Any]], values: Iterator[Any]) -> Iterator[Any]:
     """The meaning of a row of operators: each one's transform, piped."""
+    from toolz import pipe  # a tenth of what `import qflow` would take, and workers go item by item
+
     stream: Iterator[Any] = pipe(values, *(operator.transform for operator in operators))
     return stream

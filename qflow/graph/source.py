@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -158,6 +157,8 @@ class Mix(Iterable[T]):
         self.sources, self.weights, self.seed = sources, weights, seed
 
     def __iter__(self) -> Iterator[T]:
+        import random  # a source that draws is rare
+
         draw = random.Random(self.seed)
         left = [(use(each), weight) for each, weight in zip(self.sources, self.weights, strict=True)]
         while left:

@@ -15,7 +15,6 @@ import select
 import signal
 import socket
 import threading
-from pathlib import Path
 from typing import NamedTuple
 
 PATIENCE = 2.0  # seconds that a killed process may take to end
@@ -74,8 +73,8 @@ def send(child: Child, signum: int) -> None:
 
 def stopped(child: Child) -> bool:
     """Whether somebody has stopped a worker, as SIGSTOP does."""
-    with contextlib.suppress(OSError, IndexError):
-        return Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    with contextlib.suppress(OSError, IndexError), open(f"/proc/{child.pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] in "Tt"
     return False
 
 

@@ -27,7 +27,7 @@ from qflow.runtime.ledger import Orders
 from qflow.runtime.memory import anonymous
 from qflow.runtime.needs import check_descriptors
 from qflow.runtime.supervisor import Supervisor
-from qflow.runtime.worker import Start, send_message
+from qflow.runtime.worker import Start, framed
 
 GRACE = 0.5  # seconds that user code has to finish when a run is cut short
 
@@ -62,6 +62,7 @@ class Crew:
 
     def __init__(self, plan: Plan, ordered: bool, preload: Sequence[str] = (), start: str = "forkserver") -> None:
         self.start_method = start
+        self._preload = preload
         self.key = key_of(plan, ordered)
         self.names = tuple(group.name for group in plan.groups)
         self.shipped: list[bytes] = [b""] * len(plan.groups)
@@ -74,7 +75,7 @@ class Crew:
         self._ending: BaseException | None = None
         self._at_rest = True
         try:
-            self._build(plan, shape_of(plan, ordered=ordered), preload)
+            self._build(plan, shape_of(plan, ordered=ordered))
         except OSError as error:
             self.close()
             raise ResourceError(f"The workers could not be started: {error}") from error
@@ -84,16 +85,16 @@ class Crew:
 
     # ---- making
 
-    def _build(self, plan: Plan, shape: Shape, preload: Sequence[str]) -> None:
+    def _build(self, plan: Plan, shape: Shape) -> None:
         processes = tuple(_processes(plan, shape))
         check_descriptors(shape, len(processes), sum(group.stream for group in plan.groups))
         if processes:  # first: a nursery that is a copy of this process must have none of this crew's descriptors
             self.nursery = nursery.acquire(self.start_method)
         self.channels = Channels(plan, shape)
         self._berth = self.channels.berth(processes)
-        self.hire(range(len(processes)), preload)
+        self.hire(range(len(processes)))
 
-    def hire(self, numbers: Sequence[int], preload: Sequence[str] = ()) -> None:
+    def hire(self, numbers: Sequence[int]) -> None:
         """Let the nursery make these processes, with their ends of everything."""
         if not numbers:
             return
@@ -114,9 +115,9 @@ class Crew:
             fds = berth.descriptors()
             common = pickle.dumps(berth.moved({fd: number for number, fd in enumerate(fds)}))
             try:
-                children = self._living_nursery().fork(fds, numbers, common, preload)
+                children = self._living_nursery().fork(fds, numbers, common, self._preload)
             except nursery.NurseryDied:  # meanwhile
-                children = self._living_nursery().fork(fds, numbers, common, preload)
+                children = self._living_nursery().fork(fds, numbers, common, self._preload)
             for number, child, (mine, _), fault in zip(numbers, children, lines, faults, strict=True):
                 self.members[number] = Member(*berth.processes[number], child, mine, fault)
             ours.pop_all()
@@ -138,18 +139,24 @@ class Crew:
         changed = [new if new != old else None for new, old in zip(groups, self.shipped, strict=True)]
         self.shipped = list(groups)
         start = Start(None, orders, for_workers(os.environ), _directory(), list(sys.path), output.levels(), _filters())
+        messages = {group: framed(start._replace(group=group)) for group in {*changed}}
         self.supervisor = Supervisor(self, plan.groups, start, attempts)
-        for member in self.members.values():
-            self.send(member, start._replace(group=changed[member.group]))
         self.supervisor.start()
+        for member in self.members.values():
+            self.send(member, messages[changed[member.group]])
 
-    def send(self, member: Member, start: Start) -> None:
+    def watch(self) -> None:
+        """Hear of the workers from here on; what they have said meanwhile is not lost."""
+        assert self.supervisor is not None
+        self.supervisor.watch()
+
+    def send(self, member: Member, start: bytes) -> None:
         """Let a member begin. Until its workers say otherwise, what they die of is their start."""
         for who in member.participants:
             at = self.channels.board.at[who]
             at[2], at[0] = time.monotonic_ns(), Phase.OPEN
         with contextlib.suppress(OSError):  # it has died; the supervisor will see that
-            send_message(member.control, start)
+            member.control.sendall(start)
 
     def keeps(self, number: int, kept: list[Kept]) -> None:
         """A member rests, and its step keeps views on some cells."""

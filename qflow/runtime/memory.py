@@ -19,7 +19,6 @@ import fcntl
 import mmap
 import os
 import resource
-import tempfile
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
@@ -57,6 +56,8 @@ def _file() -> int:
     try:
         return os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError:
+        import tempfile  # it loads compressors, too
+
         fd, name = tempfile.mkstemp("", "qflow-")
         os.unlink(name)
         return fd

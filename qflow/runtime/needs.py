@@ -6,9 +6,12 @@ import os
 import resource
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from qflow.errors import ResourceError
-from qflow.runtime.board import Shape
+
+if TYPE_CHECKING:
+    from qflow.runtime.board import Shape
 
 _MORE = 5  # the nursery's socket, the supervisor's bell, and those that are open for a moment
 

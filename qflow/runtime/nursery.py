@@ -63,7 +63,7 @@ class Nursery:
         self.start = start
         self._lock = threading.RLock()
         self._loaded: set[str] = set()
-        self._dead = self._reaped = False
+        self._dead = self._reaped = self._asked = False
         way = Way(start, worker, lacking())
         if start == "fork":
             check_copyable()
@@ -143,6 +143,7 @@ class Nursery:
         with self._lock:
             if self._dead:
                 raise NurseryDied
+            self._asked = True
             try:
                 yield
             except BaseException as error:
@@ -182,7 +183,8 @@ class Nursery:
         self._dead = True
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
-        self._ended(2)
+        if self._asked:  # else it has no workers, and may still boot
+            self._ended(2)
         self._socket.close()
         if not self._reaped:
             self._reaped = True
@@ -323,6 +325,23 @@ def release(nursery: Nursery, *, linger: bool = False) -> None:
         if nursery is shared.nursery and not shared.users:
             shared.nursery = None
             nursery.close()
+
+
+@contextlib.contextmanager
+def ahead(start: str) -> Iterator[None]:
+    """Have a nursery boot while this process prepares what needs one.
+
+    What stands in its way is told when it is needed. A nursery that is a copy of this process is for one crew only.
+    """
+    early = None
+    if start != "fork":
+        with contextlib.suppress(OSError, ResourceError):
+            early = acquire(start)
+    try:
+        yield
+    finally:
+        if early is not None:
+            release(early)
 
 
 def _forget() -> None:

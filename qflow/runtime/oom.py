@@ -7,7 +7,6 @@ whole machine ``/proc/vmstat`` (oom_kill); Linux' documentation, admin-guide/cgr
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 
 
 def killed() -> int:
@@ -15,22 +14,27 @@ def killed() -> int:
     return max((_count(file) for file in _files()), default=0)
 
 
-def _files() -> list[Path]:
-    files = [Path("/proc/vmstat")]
+def _files() -> list[str]:
+    files = ["/proc/vmstat"]
     with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in _lines("/proc/self/cgroup"):
             _, controllers, folder = line.split(":", 2)
             if not controllers:
-                files.append(Path("/sys/fs/cgroup" + folder, "memory.events"))
+                files.append(f"/sys/fs/cgroup{folder}/memory.events")
             elif "memory" in controllers.split(","):
-                files.append(Path("/sys/fs/cgroup/memory" + folder, "memory.oom_control"))
+                files.append(f"/sys/fs/cgroup/memory{folder}/memory.oom_control")
     return files
 
 
-def _count(file: Path) -> int:
+def _count(file: str) -> int:
     with suppress(OSError, ValueError):
-        for line in file.read_text().splitlines():
+        for line in _lines(file):
             word, _, number = line.partition(" ")
             if word == "oom_kill":
                 return int(number)
     return 0
+
+
+def _lines(name: str) -> list[str]:
+    with open(name) as file:
+        return file.read().splitlines()

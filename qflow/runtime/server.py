@@ -14,17 +14,14 @@ import pickle
 import select
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from qflow.runtime.child import adopt_orphans, end_with
 from qflow.runtime.environment import know_lacking
-from qflow.runtime.memory import anonymous
 from qflow.runtime.needs import processes_refused
 
 MOST_FDS = 200  # the kernel passes at most 253 descriptors in one message
@@ -75,6 +72,8 @@ class Server:
         self._living: set[int] = set()  # our workers
         self._lifeline, self._our_end = os.pipe()
         self._main = None if way.start == "spawn" else importlib.import_module(way.worker).main
+        gc.freeze()  # what is loaded stays; no later collection needs to look at it
+        gc.enable()
 
     def serve(self) -> NoReturn:
         """Answer until nobody asks any more."""
@@ -167,6 +166,8 @@ class Server:
 
     def _spawner(self, common: bytes, stack: contextlib.ExitStack) -> Callable[[int, int | None], int]:
         """What makes workers that are fresh interpreters."""
+        from qflow.runtime.memory import anonymous  # with numpy, which the parent should not wait for before a nursery boots
+
         memory = anonymous("common", len(common))
         stack.callback(os.close, memory)
         os.pwrite(memory, common, 0)
@@ -220,7 +221,8 @@ def _end_children() -> None:
     pause, end = select.poll(), time.monotonic() + 1
     while time.monotonic() < end:
         try:
-            children = [int(pid) for pid in Path("/proc/thread-self/children").read_text().split()]
+            with open("/proc/thread-self/children") as file:
+                children = [int(pid) for pid in file.read().split()]
         except OSError:
             return
         for pid in children:
@@ -244,8 +246,13 @@ def _close(fds: list[int]) -> None:
 
 
 def interpreter(code: str, fds: Sequence[int], **options: Any) -> int:
-    """A fresh interpreter that runs a line of a module of ours -> its process, for which we wait ourselves."""
-    code = f"import sys; sys.path[:] = {sys.path!r}; from qflow.runtime.{code}"
+    """A fresh interpreter that runs a line of a module of ours -> its process, for which we wait ourselves.
+
+    Its garbage collection is off: imports make no garbage to speak of, and looking for it would take a tenth of their time.
+    """
+    import subprocess  # which a nursery that forks does without
+
+    code = f"import gc, sys; gc.disable(); sys.path[:] = {sys.path!r}; from qflow.runtime.{code}"
     command = [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", code]  # type: ignore[attr-defined]
     process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL, **options)
     process.returncode = 0
@@ -264,7 +271,13 @@ def spawned(
         os.set_inheritable(fd, False)
     common = os.pread(memory, size, 0)
     os.close(memory)
-    _be_worker(nursery, lifeline, end, Way(*way), lambda: importlib.import_module(way[1]).main(number, held, common))
+
+    def main() -> None:
+        run = importlib.import_module(way[1]).main
+        gc.enable()
+        run(number, held, common)
+
+    _be_worker(nursery, lifeline, end, Way(*way), main)
 
 
 def _be_worker(nursery: int, lifeline: int, end: int | None, way: Way, main: Callable[[], None]) -> NoReturn:

@@ -84,23 +84,37 @@ def _calls(plan: Plan) -> Iterator[Any]:
 
 
 def installed(plan: Plan) -> list[str]:
-    """Installed packages that the steps name, so that the nursery loads them once for all workers.
+    """Installed packages that the steps name, and the user's modules below them: the nursery loads them once for all workers.
 
     Not the user's own modules, which may change, and not MPI, which only ranks must load.
     """
-    found = set()
-    for value in (value for call in _calls(plan) for value in _named(call)):
-        name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-        module = sys.modules.get(name) if isinstance(name, str) else None
-        if "-packages" in (getattr(module, "__file__", None) or "") and not str(name).startswith(("mpi4py", "qflow")):
-            found.add(str(name))
+    found, seen = set(), set[str]()
+    left = [value for call in _calls(plan) for value in _named(call)]
+    while left:
+        name = _module_of(left.pop())
+        if name in seen or name.partition(".")[0] in _NOT_LOADED:
+            continue
+        seen.add(name)
+        module = sys.modules.get(name)
+        if "-packages" in (getattr(module, "__file__", None) or ""):
+            found.add(name)
+        elif module is not None:
+            left += list(vars(module).values())
     return sorted(found)
 
 
+_NOT_LOADED = {"", "__main__", "mpi4py", "qflow", *sys.stdlib_module_names}
+
+
+def _module_of(value: Any) -> str:
+    """The name of the module that a value is, or is from."""
+    with contextlib.suppress(Exception):  # of a proxy, whatever that is
+        name = value.__name__ if isinstance(value, ModuleType) else value.__module__
+        return name if isinstance(name, str) else ""
+    return ""
+
+
 def _named(call: Any) -> Iterator[Any]:
-    """What a function needs: itself, what it carries, and all that its module has when a worker imports it."""
+    """What a function needs: itself, and what it carries; a function of a module, all that this has."""
     yield from (call, type(getattr(call, "__self__", None)))
     yield from (value for _, value in captured(call))
-    module = getattr(call, "__module__", None)
-    if module in sys.modules and module != "__main__":
-        yield from list(vars(sys.modules[module]).values())

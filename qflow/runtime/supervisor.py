@@ -24,7 +24,7 @@ from qflow.runtime.child import kill, readable, send, stopped
 from qflow.runtime.clock import Clock, Due
 from qflow.runtime.ledger import Ledger, Orders, Value
 from qflow.runtime.needs import start_thread
-from qflow.runtime.worker import Start, receive_message
+from qflow.runtime.worker import Start, framed, receive_message
 
 if TYPE_CHECKING:
     from qflow.runtime.crew import Crew, Member
@@ -47,13 +47,13 @@ class Supervisor:
         self._left: set[int] = set()  # members that ended by themselves, to be replaced by fresh ones
         self._stopped: set[int] = set()  # members that were found to be stopped when their time was up
         self._overdue: dict[int, set[Value]] = {}  # of a member, the values whose time is up
-        self._killer = postmortem.Killer()
         self._member_of = {who: number for number, member in crew.members.items() for who in member.participants}
         limits = {who: self._timeout(crew.members[number].group) for who, number in self._member_of.items()}
         participants = range(1, crew.channels.consumer)
         self._clock = Clock(crew.channels.board, participants, {who: limit for who, limit in limits.items() if limit})
         self._bell = os.eventfd(0, os.EFD_CLOEXEC)
         self._stopping, self._ended = threading.Event(), threading.Event()
+        self._watching = threading.Event()
         self._starting = threading.Lock()
         self._began = False
 
@@ -61,13 +61,18 @@ class Supervisor:
         return self._groups[group].options.timeout or 0
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Begin the thread, before the workers begin: later it would wait for a core, and the caller for it."""
         start_thread("qflow-supervisor", self._run)
+
+    def watch(self) -> None:
+        """Look at the workers from here on."""
+        self._watching.set()
 
     def stop(self) -> None:
         """Watch no longer; returns when the thread has let go of the crew. Interrupted, it may be called again."""
         with self._starting:
             self._stopping.set()
+        self._watching.set()
         if self._bell >= 0:
             os.eventfd_write(self._bell, 1)
             if self._began:
@@ -88,6 +93,8 @@ class Supervisor:
                 return
             self._began = True
         try:
+            self._watching.wait()
+            self._killer = postmortem.Killer()
             self._register()
             while not self._stopping.is_set():
                 self._look(self._poll.poll(self._clock.wait()))
@@ -202,7 +209,7 @@ class Supervisor:
             return
         self._incarnations[number] += 1
         group, incarnation = crew.shipped[member.group], self._incarnations[number]
-        crew.send(crew.members[number], self._start._replace(group=group, orders=orders, incarnation=incarnation))
+        crew.send(crew.members[number], framed(self._start._replace(group=group, orders=orders, incarnation=incarnation)))
         self._watch(number)
 
     def _hire(self, number: int, name: str) -> QFlowError | None:

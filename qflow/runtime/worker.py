@@ -159,9 +159,14 @@ def main(number: int, fds: list[int], common: bytes) -> None:
 
 
 def send_message(line: socket.socket, message: Any) -> None:
-    """A message on a control socket: its length, then its pickle."""
+    """A message on a control socket."""
+    line.sendall(framed(message))
+
+
+def framed(message: Any) -> bytes:
+    """A message as bytes: the length of its pickle, then that."""
     data = pickle.dumps(message)
-    line.sendall(struct.pack("=Q", len(data)) + data)
+    return struct.pack("=Q", len(data)) + data
 
 
 def receive_message(line: socket.socket) -> Any:

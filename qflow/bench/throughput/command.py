@@ -19,6 +19,7 @@ from qflow.bench.matrix import names_of
 from qflow.bench.throughput import report
 from qflow.bench.throughput.figures import Figure, Measurement, best_setting, figures
 from qflow.bench.throughput.goals import reached
+from qflow.bench.throughput.installed import compiled
 from qflow.bench.throughput.measure import BARE
 from qflow.bench.throughput.peer import Setting
 from qflow.bench.throughput.peers import OWN, PEERS, peer_of
@@ -58,7 +59,7 @@ class Throughput:
         with tempfile.TemporaryDirectory(prefix="qflow-bench-") as temporary:
             folder = arguments.folder or Path(temporary)
             folder.mkdir(parents=True, exist_ok=True)
-            running = Running(folder, chosen.seconds, arguments.limit)
+            running = Running(folder, chosen.seconds, arguments.limit, compiled(Path(temporary, "installed")))
             try:
                 found = list(measure(chosen, running))
             except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Measure: the script of one measurement, ``python -m qflow.bench.throughput.measure REQUEST FILE``.
+"""Measure: one measurement; ``main(REQUEST, FILE)`` is called in an interpreter of its own.
 
 The request is JSON, and so is what is written to the file: the figures, or what went wrong, in words.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,3 @@ def main(request: str, file: str) -> int:
     Path(f"{file}.part").write_text(json.dumps(found))
     os.replace(f"{file}.part", file)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

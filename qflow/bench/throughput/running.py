@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ ONE_THREAD = dict.fromkeys(
     ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "TORCH_NUM_THREADS"], "1"
 )
 
+MEASURE = "qflow.bench.throughput.measure"
+
 _GRACE = 5.0  # seconds for a script with figures to end by itself, and to remove what its peer has in /dev/shm
 
 _LONG = 10  # times the limit where memory is what is asked for, on as much data as it takes
@@ -39,11 +42,13 @@ class Running:
         folder: where the workloads' files are.
         seconds: how long the steady state should last.
         limit: seconds after which it hangs.
+        path: what stands first on the path of the measured interpreters.
     """
 
     folder: Path
     seconds: float
     limit: float
+    path: Sequence[str] = ()
 
     def run(self, system: str, name: str, setting: Any, *, watched: bool = False) -> Result:
         """The figures of one measurement, or ``{"failed": words}``; with the peak of its memory if it is watched."""
@@ -57,7 +62,8 @@ class Running:
                 "born": time.perf_counter(),
             }
             file, log = Path(folder, "result"), Path(folder, "output")
-            command = [*own_shm(), sys.executable, "-m", "qflow.bench.throughput.measure", json.dumps(request), str(file)]
+            code = f"import sys; sys.path[:0] = {[*self.path]!r}; from {MEASURE} import main; sys.exit(main(*sys.argv[1:]))"
+            command = [*own_shm(), sys.executable, "-c", code, json.dumps(request), str(file)]
             environment = {**os.environ, **ONE_THREAD, TAG: tag, FOLDER: str(self.folder)}
             with log.open("wb") as output:
                 script = subprocess.Popen(
