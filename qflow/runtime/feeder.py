@@ -19,6 +19,7 @@ from qflow.runtime.crew import Crew
 from qflow.runtime.failure import bytes_of, failure_of, parcel_of
 from qflow.runtime.needs import start_thread
 from qflow.runtime.packed import Filling, Numbers, packs, small
+from qflow.runtime.store import Hold, travelling
 from qflow.runtime.turn import LEAST, MORE, NUMBER, Acting, Cancelled, Parcel, feed
 
 CHUNK = 256  # numbers that are read at once
@@ -28,12 +29,13 @@ THERE = type(iter(range(0))), type(iter(range(1 << 70))), type(iter(_NONE)), typ
 
 
 class Feeder:
-    """Pulls the source no faster than the bounds allow; ``collect`` as in `parcels`."""
+    """Pulls the source no faster than the bounds allow; ``hold`` for what items refer to, ``collect`` as in `parcels`."""
 
-    def __init__(self, crew: Crew, plan: Plan, values: Iterator[Any], *, collect: bool) -> None:
+    def __init__(self, crew: Crew, plan: Plan, values: Iterator[Any], hold: Hold, *, collect: bool) -> None:
         self._crew, self._over = crew, False
         self._touching = threading.Lock()  # held while the crew is touched, but for the wait for its bell
         self._waiting = False
+        self._hold = hold
         self._done = threading.Event()  # not `join`, which would give a thread of `_thread` a name that stays
         self._filling = Filling(crew.channels.first)
         self._items = parcels(values, plan.feed, crew.channels.first.stride, collect=collect, many=plan.bounds[0] is None)
@@ -57,6 +59,7 @@ class Feeder:
 
     def _run(self, items: Iterator[Parcel]) -> None:
         actions = feed(self._crew.channels.board)
+        travelling.hold = self._hold
         parcel: Parcel | None = None
         try:
             while True:
