@@ -89,8 +89,15 @@ def _heavy(function: Function) -> Iterator[tuple[str, Any, str]]:
 
 def _by_name(value: Any) -> bool:
     """Whether it is a function or class that each worker imports."""
-    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    return name is not None and module != "__main__" and resolve_name(module, name) is value
+    module, name = _attribute(value, "__module__"), _attribute(value, "__qualname__")
+    return isinstance(name, str) and module != "__main__" and resolve_name(module, name) is value
+
+
+def _attribute(value: Any, name: str) -> Any:
+    """An attribute of an object that may be anyhow; None when it has none."""
+    with contextlib.suppress(Exception):
+        return getattr(value, name, None)
+    return None
 
 
 def _size(value: Any) -> str:
@@ -99,7 +106,7 @@ def _size(value: Any) -> str:
         return f"{len(value)} elements" if len(value) >= MANY else ""
     if isinstance(value, str | bytes | bytearray):
         return bytesizes.show(len(value)) if len(value) >= LARGE else ""
-    size = getattr(value, "nbytes", 0)
+    size = _attribute(value, "nbytes")
     return bytesizes.show(size) if isinstance(size, int) and size >= LARGE and not _is_shared(value) else ""
 
 
