@@ -148,6 +148,12 @@ def test_elements_may_be_anything_that_can_be_sent() -> None:
     assert made[3](1) == 2
 
 
+def test_elements_that_are_shared_themselves_outlive_the_run_that_brought_them() -> None:
+    with qf.process(lambda x: x) | qf.queue(1) as pipe:
+        kept = list(pipe(qf.shared([qf.shared([number])]) for number in (1.5, 2.5)))
+    assert [outer[0][0] for outer in kept] == [1.5, 2.5]
+
+
 def test_an_element_that_can_not_be_sent_is_named() -> None:
     with pytest.raises(qf.TransportError, match=r"Element 1 can't be shared: it is <generator .*TypeError"):
         qf.shared([1, (x for x in "")])
@@ -216,6 +222,11 @@ def test_a_tensor_stays_a_tensor_whose_changes_stay_here() -> None:
     with qf.process(n=1)(lambda x: float(made.sum())) | qf.queue(1) as pipe:
         made[:] = 1
         assert list(pipe([0])) == [0.0]
+    views = [qf.shared(torch.tensor([1 + 2j])).conj(), qf.shared(torch.zeros(2)).requires_grad_()]
+    with qf.process(lambda x: views[x]) | qf.queue(1) as pipe:
+        found = [*pipe([0, 1])]
+        assert found[0].tolist() == [1 - 2j]
+        assert found[1].requires_grad
     array = qf.shared(np.zeros(1000))
     with warnings.catch_warnings(action="ignore"):  # that it can not be written
         torch.from_numpy(array)[0] = 1  # no crash
@@ -458,6 +469,7 @@ def test_what_is_gone_says_so_and_nothing_else_is_opened() -> None:
     read, write = os.pipe()  # the descriptor's number may be a pipe's by then, that would be waited for
     other = qf.shared(NAMES)
     place = store_of_sequence(other).reference
+    assert opened(place._replace(pid=1 << 22)) is store_of_sequence(other)  # mapped already
     try:
         for wrong in (reference._replace(fd=read), reference._replace(fd=place.fd), place._replace(key=reference.key)):
             with pytest.raises(qf.TransportError, match="gone"):
@@ -605,7 +617,7 @@ def test_a_large_container_that_a_step_carries_is_named_once_for_each_shipping()
 
 def test_what_is_shared_small_or_imported_is_no_reason_to_warn() -> None:
     names, array, small = qf.shared(many), qf.shared(np.zeros(LARGE // 8)), many[: MANY // 2]
-    step = qf.process(lambda x: (names[x], array[x], small[x]))
+    step = qf.process(lambda x: (names[x], array[x], small[x], first_of_many(x)))
     with step | qf.process(first_of_many) | qf.queue(1) as pipe, warnings.catch_warnings(action="error"):
         list(pipe([1]))
 
