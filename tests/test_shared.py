@@ -275,7 +275,7 @@ def test_workers_read_the_same_pages_however_they_start(start: str) -> None:
     wanted = [(NAMES[i], float(i), same) for i in range(20)]
     with qf.process(n=2)(Reading)(names, array=array) | qf.queue(2) as pipe:
         assert list(pipe(range(20), engine=qf.engines.Processes(start=start))) == wanted
-    with qf.process(n=2)(look).bind(bound=names) | qf.queue(2) as pipe:
+    with qf.process(look).bind(bound=names) | qf.queue(2) as pipe:
         for name, default, bound, number, mapped, part, view, piece in pipe(range(5), engine=qf.engines.Processes(start=start)):
             assert name == default == bound == f"name-{int(number)}"
             assert mapped == 3
@@ -402,6 +402,27 @@ def test_what_a_worker_makes_is_sent_as_a_copy() -> None:
             assert np.array_equal(array, np.full(20_000, number))
             assert not array.flags.writeable
             assert mapped == 2
+
+
+class Remembering:
+    """Gives the first item that it has ever had."""
+
+    def __init__(self) -> None:
+        self.kept: Any = None
+
+    def __call__(self, item: Any) -> Any:
+        self.kept = self.kept or item
+        return self.kept
+
+
+def test_what_a_warm_worker_has_from_an_earlier_run_is_sent_as_a_copy() -> None:
+    names = qf.shared(NAMES)
+    with qf.process(Remembering) | qf.queue(1) as pipe:
+        assert store_of_sequence(next(pipe([names]))) is store_of_sequence(names)
+        del names
+        (again,) = pipe([None])
+        assert again == NAMES
+        assert store_of_sequence(again) is None
 
 
 def test_streams_and_their_replacements_keep_it() -> None:
