@@ -68,9 +68,9 @@ def shared(values: Any) -> Any:
     pickle copies arrays and tensors; of a sequence it takes a reference, too, good while the process that pickled it keeps it.
     A module that workers import makes its own in each: give it to steps as an argument.
 
-    Memory: the elements' bytes (UTF-8 for text; 8 for a number; a pickle for what is not all str, bytes, Path, int, float or
-    bool) and 4 for each (8 above 4 GiB), in anonymous shared memory, which goes with the last object on it. While it is made,
-    4 more for each.
+    Memory: the elements' bytes (UTF-8 for text, 8 for a number, 1 for a bool; where they are not all str, bytes, Path, int, float
+    or bool, a pickle of each, which takes about 2 us to read), and, but for numbers, 4 more for each (8 above 4 GiB). They lie in
+    anonymous shared memory, which goes with the last object on it. While it is made, 4 more for each.
 
     Args:
         values: a sequence (list, tuple), a numpy array without objects, or a dense tensor of the CPU without gradient.
@@ -243,7 +243,7 @@ class SharedSequence(Sequence[T]):
             return None
         form, data, ends, _ = self._column
         layout = form, data.nbytes, *(("", 0) if ends is None else (ends.format, len(ends)))
-        return _referred, (reference, *layout, self._numbers)
+        return _referred, (tuple(reference), *layout, self._numbers)
 
     def _as_copy(self) -> tuple[Any, ...]:
         numbers = self._numbers
@@ -256,7 +256,7 @@ class SharedSequence(Sequence[T]):
 _NOTHING = memoryview(b""), memoryview(bytes(4)).cast("I")
 
 
-def _referred(reference: Reference, form: str, size: int, code: str, count: int, numbers: range) -> SharedSequence[Any]:
+def _referred(reference: tuple[Any, ...], form: str, size: int, code: str, count: int, numbers: range) -> SharedSequence[Any]:
     store = opened(Reference(*reference))
     return SharedSequence(_column(store, form, size, code, count), numbers)
 
@@ -399,7 +399,7 @@ def _rows(values: NDArray[Any]) -> Iterator[Any]:
         yield np.ascontiguousarray(values[start : start + step]).reshape(-1).view(np.uint8)
 
 
-def _array(reference: Reference, *layout: Any) -> NDArray[Any]:
+def _array(reference: tuple[Any, ...], *layout: Any) -> NDArray[Any]:
     return _array_on(opened(Reference(*reference)), *layout)
 
 
@@ -431,7 +431,7 @@ def _shared_tensor(values: Any) -> Any:
     return _tensor_on(store, plain.dtype, 0, plain.shape, plain.stride())
 
 
-def _tensor(reference: Reference, dtype: str, *layout: Any) -> Any:
+def _tensor(reference: tuple[Any, ...], dtype: str, *layout: Any) -> Any:
     import torch  # only where a tensor is met
 
     return _tensor_on(opened(Reference(*reference)), getattr(torch, dtype), *layout)
@@ -457,12 +457,12 @@ def referred(value: Any) -> tuple[Any, ...] | None:
         if store is None or reference is None:
             return None
         start = value.__array_interface__["data"][0] - store.address
-        return _array, (reference, value.dtype, start, value.shape, value.strides)
+        return _array, (tuple(reference), value.dtype, start, value.shape, value.strides)
     if type(value) is getattr(sys.modules.get("torch"), "Tensor", None) and _is_plain(value):
         store = store_at(value.untyped_storage().data_ptr())
         reference = None if store is None else hold.refer(store)
         dtype = str(value.dtype).removeprefix("torch.")
-        return reference and (_tensor, (reference, dtype, value.storage_offset(), tuple(value.shape), value.stride()))
+        return reference and (_tensor, (tuple(reference), dtype, value.storage_offset(), tuple(value.shape), value.stride()))
     return None
 
 
