@@ -26,9 +26,8 @@ from qflow.runtime.shared import Pickler, advice
 from qflow.runtime.store import Hold, holding, store_at, store_of
 from qflow.runtime.whereabouts import users_line
 
-MANY = (
-    100_000  # elements: as strings of 20 letters they take 7 MB, more than a worker itself has (4.5 MB, design notes section 5)
-)
+# Elements: as strings of 20 letters they take 7.7 MB, more than a worker itself has of its own (4.5 MB, design notes section 5).
+MANY = 100_000
 LARGE = 8_000_000  # bytes
 FEW = 32  # parts of a value that are looked at
 MOST = 500  # values that are looked at
