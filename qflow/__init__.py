@@ -21,7 +21,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qflow import engines as engines
 from qflow.errors import (
@@ -42,6 +42,9 @@ from qflow.graph.rebatch import rebatch
 from qflow.graph.regroup import pack, repack, unpack
 from qflow.graph.run import ItemFailure, Run, run
 from qflow.graph.source import mix, source
+
+if TYPE_CHECKING:
+    from qflow.runtime.shared import shared
 
 __version__ = "0.1.0"
 
@@ -70,14 +73,18 @@ __all__ = [
     "rebatch",
     "repack",
     "run",
+    "shared",
     "source",
     "thread",
     "unpack",
 ]
 
-_LATER = {"h5": "qflow.h5", "testing": "qflow.testing", "worker": "qflow.runtime.whereabouts"} | dict.fromkeys(
-    ["Sequence", "ProcessStep", "PoolStep", "PackStep", "UnpackStep", "RepackStep"], "qflow.compat"
-)
+_LATER = {
+    "h5": "qflow.h5",
+    "shared": "qflow.runtime.shared",
+    "testing": "qflow.testing",
+    "worker": "qflow.runtime.whereabouts",
+} | dict.fromkeys(["Sequence", "ProcessStep", "PoolStep", "PackStep", "UnpackStep", "RepackStep"], "qflow.compat")
 
 
 def __getattr__(name: str) -> Any:

@@ -31,3 +31,8 @@ def total(xs):
 
 def even(x):
     return x % 2 == 0
+
+
+def second_and_mappings(made):
+    with open("/proc/self/maps") as maps:
+        return made[1], sum("qflow-shared" in line for line in maps)

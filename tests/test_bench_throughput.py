@@ -93,12 +93,13 @@ def test_the_time_to_the_first_item_is_a_workload(tmp_path: Path) -> None:
     assert "second epoch" in run.stdout
 
 
-@pytest.mark.parametrize("name", [name for name in WORKLOADS if name not in ("hdf5-large", "hdf5-heavy", "index-n1", "index-n8")])
+@pytest.mark.parametrize("name", [name for name in WORKLOADS if name not in ("hdf5-large", "hdf5-heavy", "index-n1")])
 def test_each_workload_tells_right_results_from_wrong_ones(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workload = WORKLOADS[name]
     for package in workload.packages:
         pytest.importorskip(package)
     monkeypatch.setenv("QFLOW_BENCH_DATA", str(tmp_path))
+    monkeypatch.setattr(index, "STRINGS", 100)
     if workload.prepare:
         workload.prepare(tmp_path)
     job, count = workload.job(), 10
@@ -108,14 +109,6 @@ def test_each_workload_tells_right_results_from_wrong_ones(name: str, tmp_path: 
     assert workload.keys(0, count) + workload.keys(count, count + 5) == workload.keys(0, count + 5)
     assert workload.least <= workload.most
     assert workload.least % workload.multiple == workload.most % workload.multiple == workload.checked % workload.multiple == 0
-
-
-def test_the_index_is_looked_up_once_there_is_something_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qf, "shared", list, raising=False)
-    monkeypatch.setattr(index, "STRINGS", 100)
-    job = index.lookups(8).job()
-    assert list(map(job.step, job.items(5))) == [0, 1, 2, 3, 4]
-    assert ("index-n8" in WORKLOADS) == ("shared" in qf.__all__)
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
@@ -173,8 +166,7 @@ def test_goals_compare_with_the_best_peer_across_processes() -> None:
 
 
 def test_goals_are_about_workloads_and_peers_that_there_are() -> None:
-    later = {"index-n1", "index-n8"}
-    assert {goal.workload for goal in GOALS} <= {*WORKLOADS, *later}
+    assert {goal.workload for goal in GOALS} <= set(WORKLOADS)
     assert set(OWN) < set(PEERS)
 
 

@@ -45,6 +45,7 @@ PUBLIC = {
     "rebatch",
     "repack",
     "run",
+    "shared",
     "source",
     "thread",
     "unpack",
@@ -150,7 +151,7 @@ def test_each_public_name_is_exported_once() -> None:
     for name in qf.__all__:
         assert getattr(qf, name) is not None
     exported = [name for name in vars(qf) if not name.startswith("_") and not isinstance(getattr(qf, name), type(sys))]
-    assert set(exported) - {"annotations", "Any"} <= PUBLIC | {
+    assert set(exported) - {"annotations", "Any", "TYPE_CHECKING"} <= PUBLIC | {
         "Sequence",
         "ProcessStep",
         "PoolStep",

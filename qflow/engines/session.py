@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -21,10 +22,13 @@ from qflow.runtime import books
 from qflow.runtime.consumer import OVER, Consumer
 from qflow.runtime.crew import Crew
 from qflow.runtime.feeder import Feeder
+from qflow.runtime.heavy import warn_of_copies
 from qflow.runtime.ledger import Orders
 from qflow.runtime.shipping import check_handles, pickled
+from qflow.runtime.store import Hold, holding
 from qflow.runtime.turn import Acting, Cancelled
 
+FEW = 4  # stores beyond those of the steps that the items of a run refer to at once; others when they come again
 CLOSED = "The run was closed while it was iterated."
 
 
@@ -39,14 +43,16 @@ def begin(
     attempts: int,
 ) -> Run[Any]:
     """Ship the steps to the flow's workers, and let them and the feeder begin; the last four as `Processes` has them."""
-    payloads = [pickled(group) for group in plan.groups]
+    held = Hold(room=sys.maxsize)
+    with holding(held):
+        payloads = [pickled(group) for group in plan.groups]
     if start == "fork":
         check_handles(plan)
     values = use(source)
     warm = warm_of(flow)
     session = Session(warm.take(plan, options.ordered, start), warm, plan, options)
     try:
-        session.start(payloads, values, attempts)
+        session.start(payloads, held, values, attempts)
         return ProcessRun(session, length, options, flow)
     except BaseException:
         session.close()
@@ -73,13 +79,18 @@ class Session:
         self.ready = self._consumer.ready
         self.began = time.perf_counter()
         self._stats: list[StepStats] | None = None
+        self._hold = Hold()  # of what is shared
         self._taking: Acting | None = None  # what is not yet taken at the end of its time
 
-    def start(self, payloads: list[bytes], values: Iterator[Any], attempts: int) -> None:
+    def start(self, payloads: list[bytes], held: Hold, values: Iterator[Any], attempts: int) -> None:
         """Let the workers begin, and the feeder fill."""
         self.warm.sessions.add(self)
-        self.crew.start(self.plan, payloads, self._orders, attempts)
-        self._feeder = Feeder(self.crew, self.plan, values, collect=self._orders.collect)
+        for group, new, old in zip(self.plan.groups, payloads, self.crew.shipped, strict=True):
+            if new != old:
+                warn_of_copies(group, new)
+        self.crew.start(self.plan, payloads, held, self._orders, attempts)
+        self._hold = Hold(held.held, room=len(held.held) + FEW)
+        self._feeder = Feeder(self.crew, self.plan, values, self._hold, collect=self._orders.collect)
         self._feeder.start()
         self.crew.watch()
 
@@ -179,6 +190,7 @@ class Session:
             self.warm.sessions.discard(self)
             self._taking = None
             vars(self).pop("_consumer", None)  # it holds the memory of the channels
+            self._hold.held.clear()
 
     def close(self) -> None:
         """Stop early, and give the crew back."""

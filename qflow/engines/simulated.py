@@ -34,6 +34,7 @@ from qflow.runtime.memory import Lease, Memory
 from qflow.runtime.packed import Filling
 from qflow.runtime.shipping import pickled
 from qflow.runtime.simulation import Actor, Effects, Simulation
+from qflow.runtime.store import Hold, holding
 from qflow.runtime.stream_desk import StreamDesk
 from qflow.runtime.streaming import stream
 from qflow.runtime.turn import Acting, feed, work
@@ -105,7 +106,9 @@ class SimulatedRun(Run[Any]):
         self._simulation = Simulation(self._board, len(plan.groups), self._rng)
         self._contents: list[dict[int, bytearray]] = [{} for _ in shape.edges]
         self._names = tuple(group.name for group in plan.groups)
-        self._payloads = [pickled(group) for group in plan.groups]
+        self._held = Hold(room=sys.maxsize)  # of what is shared
+        with holding(self._held):
+            self._payloads = [pickled(group) for group in plan.groups]
         self._logs = {n: Log(Memory(-1, REGIONS * LOG), LOG) for n, group in enumerate(plan.groups) if group.stream}
         self._orders = Orders(collect=options.on_error == "collect", poison=True)
         self._ledger = Ledger(engine.attempts)

@@ -26,6 +26,7 @@ from qflow.runtime.environment import for_workers
 from qflow.runtime.ledger import Orders
 from qflow.runtime.memory import anonymous
 from qflow.runtime.needs import check_descriptors
+from qflow.runtime.store import Hold
 from qflow.runtime.supervisor import Supervisor
 from qflow.runtime.worker import Start, framed
 
@@ -54,6 +55,7 @@ class Crew:
     Attributes:
         members: by the numbers of their processes.
         shipped: the pickled groups that the workers have.
+        held: what is shared and these refer to, for workers that come later, too.
         broken: it can't run again.
         modules: of the steps, for whoever keeps it.
     """
@@ -66,6 +68,7 @@ class Crew:
         self.key = key_of(plan, ordered)
         self.names = tuple(group.name for group in plan.groups)
         self.shipped: list[bytes] = [b""] * len(plan.groups)
+        self.held = Hold()
         self.members: dict[int, Member] = {}
         self.modules: Any = ()
         self.broken = False
@@ -133,11 +136,11 @@ class Crew:
 
     # ---- a run
 
-    def start(self, plan: Plan, groups: list[bytes], orders: Orders, attempts: int) -> None:
-        """Let every worker begin a run of a plan like that of the crew, with its groups pickled."""
+    def start(self, plan: Plan, groups: list[bytes], held: Hold, orders: Orders, attempts: int) -> None:
+        """Let every worker begin a run of a plan like that of the crew, with its groups pickled, and held what they refer to."""
         self.channels.reset(kept for each in self._kept.values() for kept in each)
         changed = [new if new != old else None for new, old in zip(groups, self.shipped, strict=True)]
-        self.shipped = list(groups)
+        self.shipped, self.held = list(groups), held
         start = Start(None, orders, for_workers(os.environ), _directory(), list(sys.path), output.levels(), _filters())
         messages = {group: framed(start._replace(group=group)) for group in {*changed}}
         self.supervisor = Supervisor(self, plan.groups, start, attempts)
@@ -242,6 +245,7 @@ class Crew:
 
     def _give_back(self, linger: bool) -> None:
         self._ending = None
+        self.held = Hold()
         if "channels" in vars(self):
             self.channels.close()
             del self.channels  # the memory goes with the last view on it, not with the last run object

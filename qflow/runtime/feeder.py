@@ -19,6 +19,7 @@ from qflow.runtime.crew import Crew
 from qflow.runtime.failure import bytes_of, failure_of, parcel_of
 from qflow.runtime.needs import start_thread
 from qflow.runtime.packed import Filling, Numbers, Packer, packs
+from qflow.runtime.store import Hold, travelling
 from qflow.runtime.template import LEAST, MORE
 from qflow.runtime.turn import NUMBER, Acting, Cancelled, Parcel, feed
 
@@ -29,12 +30,13 @@ THERE = type(iter(range(0))), type(iter(range(1 << 70))), type(iter(_NONE)), typ
 
 
 class Feeder:
-    """Pulls the source no faster than the bounds allow; ``collect`` as in `parcels`."""
+    """Pulls the source no faster than the bounds allow; ``hold`` for what items refer to, ``collect`` as in `parcels`."""
 
-    def __init__(self, crew: Crew, plan: Plan, values: Iterator[Any], *, collect: bool) -> None:
+    def __init__(self, crew: Crew, plan: Plan, values: Iterator[Any], hold: Hold, *, collect: bool) -> None:
         self._crew, self._over = crew, False
         self._touching = threading.Lock()  # held while the crew is touched, but for the wait for its bell
         self._waiting = False
+        self._hold = hold
         self._done = threading.Event()  # not `join`, which would give a thread of `_thread` a name that stays
         self._filling = Filling(crew.channels.first)
         self._items = parcels(values, plan.feed, crew.channels.first.stride, collect=collect, many=plan.bounds[0] is None)
@@ -58,6 +60,7 @@ class Feeder:
 
     def _run(self, items: Iterator[Parcel]) -> None:
         actions = feed(self._crew.channels.board)
+        travelling.hold = self._hold
         parcel: Parcel | None = None
         try:
             while True:

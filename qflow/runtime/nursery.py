@@ -20,7 +20,6 @@ import atexit
 import contextlib
 import fcntl
 import gc
-import inspect
 import os
 import pickle
 import select
@@ -38,6 +37,7 @@ from qflow.runtime.child import Child, Ending
 from qflow.runtime.environment import check_copyable, for_workers, lacking, limit_threads, take_over
 from qflow.runtime.needs import processes_refused
 from qflow.runtime.server import MOST_FDS, SIGNALS, Way, interpreter, receive, serve
+from qflow.runtime.whereabouts import users_line
 
 STARTS = ("forkserver", "spawn", "fork")
 PRELOAD = ("numpy", "torch")
@@ -259,16 +259,8 @@ def _warn_of_threads() -> None:
             f"`start='fork'` copies a process with {len(threads)} threads: what a lock of theirs protects may be "
             "unusable in the workers, and who waits for it waits for ever. The default, `start='forkserver'`, is safe.",
             RuntimeWarning,
-            stacklevel=_depth(),
+            stacklevel=users_line(),
         )
-
-
-def _depth() -> int:
-    """How many frames up the user's line is."""
-    frame, depth = inspect.currentframe(), 0
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("qflow."):
-        frame, depth = frame.f_back, depth + 1
-    return depth
 
 
 _warned: list[bool] = []

@@ -25,6 +25,7 @@ import numpy as np
 
 from qflow.errors import TransportError
 from qflow.runtime.memory import Cells, Lease
+from qflow.runtime.shared import SharedSequence, referred
 from qflow.runtime.spans import ArraySpan, Place, Span, TensorSpan, packed, reach
 
 Layout = tuple[tuple[int, ...], int] | None  # strides and bytes below the first element; None for C order
@@ -74,6 +75,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return _object_array(value)
         if not dtype.itemsize:
             return NotImplemented
+        if value.base is not None and (found := referred(value)) is not None:
+            return found
         flags, shape, below, extent = value.flags, value.shape, 0, value.nbytes
         layout: Layout = None
         if extent and not flags.c_contiguous:
@@ -124,6 +127,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return _sparse_of(torch, value)
         if not value.is_cpu or value.is_quantized or value.is_nested or getattr(value, "has_names", bool)():
             return NotImplemented
+        if (found := referred(value)) is not None:
+            return found
         shape, strides, extent = tuple(value.shape), value.stride(), value.nbytes
         if extent and not value.is_contiguous():
             extent = value.element_size() * reach(shape, strides, 1)[1]
@@ -131,7 +136,12 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         flags = GRADIENT * value.requires_grad + CONJUGATE * value.is_conj() + NEGATIVE * value.is_neg()
         return _tensor, (len(self.spans) - 1, str(value.dtype).removeprefix("torch."), shape, strides, flags, *kind)
 
-    _ways: ClassVar[dict[type, Callable[[Any, Any], Any]]] = {np.ndarray: _array, memoryview: _memoryview, typed.array: _typed}
+    _ways: ClassVar[dict[type, Callable[[Any, Any], Any]]] = {
+        np.ndarray: _array,
+        memoryview: _memoryview,
+        typed.array: _typed,
+        SharedSequence: lambda _, value: value.reduced(),
+    }
 
 
 def _object_array(value: np.ndarray[Any, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from qflow.errors import describe
+from qflow.graph.function import Function
 
 PATIENCE = 1.0  # seconds of search
 LEAVES = frozenset({int, float, bool, str, bytes, bytearray, type(None), complex})
@@ -50,8 +52,8 @@ def _places(value: Any, wanted: set[int], end: float) -> Iterator[tuple[int, tup
         found += [(id(each), (way, part)) for each in (part, type(part)) if id(each) in wanted]  # a class: its instance
         if id(part) not in met:
             met[id(part)] = part
-            inside = takewhile(lambda _: time.monotonic() < end, _inside(part))
-            waiting.extend((each, (form, key, way)) for form, key, each in inside if type(each) not in LEAVES)
+            parts = takewhile(lambda _: time.monotonic() < end, inside(part))
+            waiting.extend((each, (form, key, way)) for form, key, each in parts if type(each) not in LEAVES)
     yield from reversed(found)
 
 
@@ -64,7 +66,7 @@ def _text(way: Way | None) -> str:
     return text if len(text) < 300 else f"{text[:140]} ... {text[-140:]}"
 
 
-def _inside(value: Any) -> Iterator[tuple[str, Any, Any]]:
+def inside(value: Any) -> Iterator[tuple[str, Any, Any]]:
     """What a value is made of, and the steps to it."""
     if isinstance(value, type | type(sys)):
         return
@@ -147,3 +149,16 @@ def captured(function: Callable[..., Any]) -> list[tuple[str, Any]]:
     found += [(name, scope[name]) for name in code.co_names if name in scope]
     found += [("a default", value) for value in getattr(function, "__defaults__", None) or ()]
     return found
+
+
+def carried(function: Function) -> list[tuple[str, Any]]:
+    """What a step's function carries: what it captures, and the arguments that are bound to it or to its class."""
+    args, kwargs = function.init or ((), ())
+    partial = function.call if isinstance(function.call, functools.partial) else functools.partial(print)
+    return [
+        *captured(function.call),
+        *partial.keywords.items(),
+        *function.bound,
+        *kwargs,
+        *((f"argument {number}", value) for number, value in enumerate((*partial.args, *args))),
+    ]

@@ -13,20 +13,23 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-import cloudpickle
-
 from qflow.errors import GraphError, describe
 from qflow.graph.function import Function
 from qflow.graph.plan import Group, Plan
 from qflow.runtime.codec import captured, sendable
 from qflow.runtime.environment import handles
+from qflow.runtime.places import carried
+from qflow.runtime.shared import Pickler
 
 
 def pickled(group: Group) -> bytes:
-    """A group as bytes: by name what a worker can import, by value what lives in a script or notebook."""
+    """A group as bytes: by name what a worker can import, by value what lives in a script or notebook.
+
+    By reference what is shared, as far as this thread's hold takes it.
+    """
     file = io.BytesIO()
     try:
-        cloudpickle.Pickler(file, 5).dump(group)
+        Pickler(file, 5).dump(group)
     except Exception as error:
         raise _unpicklable(group, error) from error
     return file.getvalue()
@@ -38,8 +41,7 @@ def _unpicklable(group: Group, error: Exception) -> GraphError:
         function = getattr(operator, "function", None)
         if not isinstance(function, Function) or sendable(operator):
             continue
-        carried = [*captured(function.call), *function.bound, *enumerate((function.init or ((), ()))[0])]
-        for name, value in carried:
+        for name, value in carried(function):
             if not sendable(value):
                 return GraphError(
                     f"Step {operator.name!r} can't be sent to a worker: it captures `{name}`, {describe(value)} "

@@ -1,8 +1,9 @@
-"""Whereabouts: what a step may know of the worker it runs in."""
+"""Whereabouts: what a step may know of the worker it runs in, and where in the user's code we are."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import threading
 from collections.abc import Callable
 
@@ -61,3 +62,11 @@ def worker() -> WorkerInfo | None:
 def attempt() -> int:
     """At which try the item at work is: what `WorkerInfo.attempt` says, and in the serial engine, too."""
     return 1 + here.retries if here.info is None else here.info().attempt
+
+
+def users_line() -> int:
+    """How many frames above the caller's the user's line is, for `warnings.warn`."""
+    frame, depth = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("qflow."):
+        frame, depth = frame.f_back, depth + 1
+    return depth

@@ -46,6 +46,7 @@ from qflow.runtime.failure import failure_of
 from qflow.runtime.ledger import Orders
 from qflow.runtime.log import REGIONS, Log
 from qflow.runtime.memory import PAGE, Cells, bytes_needed, mapped, words_of
+from qflow.runtime.store import Hold, holding
 from qflow.runtime.stream_desk import StreamDesk
 from qflow.runtime.streaming import stream
 from qflow.runtime.turn import Cancelled, work
@@ -195,6 +196,7 @@ class Worker:
         self.control, self.desks, self.bells, self.cursor = control, desks, bells, cursor
         self._gate = threading.Lock()
         self._group = b""  # pickled
+        self._hold = Hold()  # of what the step refers to
         self._finished = 0  # items, of which a worker may be fit for some only
         self._leaving = False
         for desk in desks:
@@ -248,13 +250,14 @@ class Worker:
                 os.chdir(start.directory)
         output.adopt(start.levels, start.filters)
         if start.group is not None:
-            self._group = start.group
+            self._group, self._hold = start.group, Hold()
         for desk in self.desks:
             here.info = desk.info  # for the constructors, too
             if start.group is not None:
                 desk.group = None
             if desk.group is None and start.orders.fatal is None:
-                desk.group = pickle.loads(self._group).opened()
+                with holding(self._hold):
+                    desk.group = pickle.loads(self._group).opened()
             limited = desk.group is not None and desk.group.options.limited
             desk.between = self._between if limited else None
             if desk.group is not None:
@@ -264,11 +267,13 @@ class Worker:
     def _run(self, incarnation: int) -> None:
         """One run of every desk."""
         rules = os.environ.get("QFLOW_FAILPOINTS", "")
+        hold = Hold(self._hold.held)  # with what comes in items: it is mapped once in a run
 
         def run(desk: Desk) -> None:
             here.info = desk.info
             try:
-                self._drive(desk, Failpoints(rules, incarnation, desk.me))
+                with holding(hold):
+                    self._drive(desk, Failpoints(rules, incarnation, desk.me))
             except Cancelled:
                 pass
             except BaseException as error:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, assert_type
+
+import numpy as np
+from numpy.typing import NDArray
 
 import qflow as qf
 from qflow.graph.flow import Sourced
@@ -106,6 +109,13 @@ assert_type(qf.process(n=4)(qf.map(split) | decoded) | qf.pack(2), qf.Flow[str, 
 # Functions without types, and lambdas.
 assert_type([1] | qf.process(untyped), Sourced[Any])
 print(length | (lambda number: number + 1) | qf.pack(2))
+
+# What is shared is a sequence of the same elements, or the same array.
+names = qf.shared(["a"])
+assert_type(names, Sequence[str])
+assert_type(names[0], str)
+assert_type(names[1:] | length, Sourced[int])
+assert_type(qf.shared(np.zeros(3)), NDArray[np.float64])
 
 # Several inputs are one source.
 assert_type(qf.mix(["a"], ["b"], weights=[1, 2]) | length, Sourced[int])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import qflow as qf
 from qflow.bench.throughput.workload import Workload
 from qflow.bench.throughput.workloads import arrays, hdf5, index, numbers, python, samples, skewed, starts
 
@@ -27,6 +26,6 @@ WORKLOADS: dict[str, Workload] = {
     "hdf5-heavy": hdf5.HEAVY,
     "first": starts.FIRST,
     "hdf5-large": hdf5.LARGE,
+    "index-n1": index.lookups(1),
+    "index-n8": index.lookups(8),
 }
-if hasattr(qf, "shared"):
-    WORKLOADS |= {"index-n1": index.lookups(1), "index-n8": index.lookups(8)}

@@ -1,20 +1,27 @@
-"""Index: 10 M strings that every worker looks things up in, as the index of a large data set is.
-
-``qf.shared`` holds it; until there is such a thing, nobody is measured.
-"""
+"""Index: 10 M strings that every worker looks things up in, as the index of a large data set is; ``qf.shared`` holds it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import qflow as qf
 from qflow.bench.throughput.workload import Workload
 
 STRINGS = 10_000_000
 
 
-def names() -> list[str]:
-    """The index."""
-    return [f"event-{number:08}" for number in range(STRINGS)]
+class Names(Sequence[str]):
+    """The index, made one by one, so that the peak of memory is that of the workers and not that of a list."""
+
+    def __len__(self) -> int:
+        return STRINGS
+
+    def __getitem__(self, place: Any) -> Any:
+        return f"event-{place:08}"
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self.__getitem__, range(STRINGS))
 
 
 class Look:
@@ -30,9 +37,7 @@ class Look:
 
 def shared_look() -> Look:
     """The step, whose index is shared."""
-    import qflow as qf
-
-    return Look(qf.shared(names()))
+    return Look(qf.shared(Names()))
 
 
 def lookups(n: int) -> Workload:
