@@ -44,6 +44,7 @@ from qflow.graph.run import ItemFailure, Run, run
 from qflow.graph.source import mix, source
 
 if TYPE_CHECKING:
+    from qflow.runtime.outgoing import empty
     from qflow.runtime.shared import shared
 
 __version__ = "0.1.0"
@@ -62,6 +63,7 @@ __all__ = [
     "StepTimeout",
     "TransportError",
     "WorkerDied",
+    "empty",
     "engines",
     "filter",
     "map",
@@ -81,6 +83,7 @@ __all__ = [
 
 _LATER = {
     "h5": "qflow.h5",
+    "empty": "qflow.runtime.outgoing",
     "shared": "qflow.runtime.shared",
     "testing": "qflow.testing",
     "worker": "qflow.runtime.whereabouts",

@@ -16,8 +16,8 @@ from qflow.errors import InternalError
 from qflow.graph.markers import CLOSE
 from qflow.graph.plan import SMALL
 from qflow.runtime import table
-from qflow.runtime.packed import PAUSE, ROW, Packer, Row
-from qflow.runtime.template import LEAST, MORE, TEXTS, describe, of_key
+from qflow.runtime.packed import PAUSE, Packer, Row
+from qflow.runtime.template import LEAST, MORE, ROW, TEXTS, describe, of_key
 
 numbers = st.integers(LEAST, MORE - 1) | st.floats() | st.booleans() | st.none() | st.floats(width=32).map(np.float32)
 texts = st.text(max_size=20) | st.binary(max_size=20)

@@ -87,7 +87,7 @@ class World(Simulation):
         def values(claim):
             return self.cells[step][claim.cell][claim.offset : claim.offset + claim.values]
 
-        def begin(claim, k):
+        def begin(claim, k, _):
             nonlocal results
             if kept and self.rng.random() < 0.5:
                 self._play(taker.unkeep(kept.pop()))

@@ -197,7 +197,8 @@ class Board:
     ``hand``: the number of an item + 1, and the position where it begins: the entry's place, and the offset in it.
     ``job`` of a worker: 0 the item it claimed + 1, 1 the entry's place, 2 the first value's offset in it, 3 how many
     values, 4 and 5 the position after them, 6 the entry, 7 the item it finished + 1, 8 how many
-    of its claim's values are done, beside its number; of a stream: see `streaming`.
+    of its claim's values are done, beside its number; while they are done the quick way: 9 and 11 values taken
+    and results given before the claim's first, 10 its number + 1; of a stream: see `streaming`.
     ``at``: 0 what it does on user data: the phase (`Phase`), how many calls of user code the value has had, and
     its offset; 1 the entry's place + 1; 2 nanoseconds of the monotonic clock when this result began.
     ``counts``: 0 nanoseconds in the step's code, 1 values taken, 2 results given, 3 tries after the first.

@@ -25,8 +25,10 @@ from qflow.runtime.codec import Encoded, decode, digest, encode, path_of, poison
 from qflow.runtime.failure import bytes_of, failure_of, parcel_of
 from qflow.runtime.ledger import Orders, Verdict
 from qflow.runtime.log import copied
+from qflow.runtime.outgoing import Outgoing
 from qflow.runtime.packed import Filling, Packer, Plain, RecordReader, packs, read, small
 from qflow.runtime.table import Reader as Table
+from qflow.runtime.table import Single
 from qflow.runtime.turn import Claim, Dash, Parcel, Putter, Taker
 from qflow.runtime.whereabouts import WorkerInfo
 
@@ -81,8 +83,8 @@ class Desk:
         self._retries = self._begun = self._calls = 0
         self._claim, self._k = NO_CLAIM, 0
         self._gated = self._careful = False
-        self._filling = Filling(outputs)
-        self._packer = Packer()
+        self._packer, self._filling = Packer(), Filling(outputs)
+        self._outgoing = Outgoing(outputs, self._packer)
         self._reader: Table | RecordReader | None = None  # of the small values in the worker's hands
         self._at_value = 0  # the offset of the value at work, for ``at``
         self._digest = 0  # of the results of an iterator
@@ -136,6 +138,10 @@ class Desk:
         self._kept -= {*self.inputs.returned}
         self.inputs.returned.clear()
         return [(self.number, cell, self.me) for cell in self._kept]
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """An array where the result at work will lie, or None; see `outgoing`."""
+        return self._outgoing.empty(shape, dtype) if self.at[0] & 7 == RUN else None
 
     # ---- around user code
 
@@ -236,13 +242,16 @@ class Desk:
             os._exit(0)
         self._retries = 0
         self.at[2], self.at[1] = begun, _ = time.monotonic_ns(), claim.place + 1
-        words = table.words
+        words, job, counts = table.words, self.board.job[self.me], self.counts
+        job[9], job[11] = max(0, counts[1] - k), max(0, counts[2] - k)
+        job[10] = claim.number + 1
         table.paths[table.rows * words : (table.rows + size) * words] = reader.paths[k * words : (k + size) * words]
         done = dash.run(self._function, table, claim, k, self._values[k : k + size], nbytes)
         self._outcome = dash.outcome
-        self.counts[0] += time.monotonic_ns() - begun
-        self.counts[1] += done - k
-        self.counts[2] += done - k
+        counts[0] += time.monotonic_ns() - begun
+        counts[1] += done - k
+        counts[2] += done - k
+        job[10] = 0
         return done
 
     def _called(self) -> Any:
@@ -254,8 +263,9 @@ class Desk:
             raise raised
         return results(result)
 
-    def _begin(self, claim: Claim, k: int) -> bool:
+    def _begin(self, claim: Claim, k: int, putter: Putter) -> bool:
         """Load a value of a claim and start the step on it -> whether it has views on its cell."""
+        self._outgoing.attach(putter)
         if self._claim != claim:
             self._read(claim)
         else:
@@ -348,6 +358,12 @@ class Desk:
             self._leave()
             return self._failure(Failed(error, self.name, None, self._value), path, last=last)
         self.counts[2] += value is not CLOSE
+        if last and type(encoded) is Single and self._outgoing.place(encoded):
+            nbytes = encoded.nbytes
+            del value, encoded  # and all that holds the result: who does so still may change it
+            self._results.close()
+            content, cell = self._outgoing.sent(nbytes)
+            return Parcel(DATA | END, nbytes, content, cell=cell)
         if last or self.streams:
             return Parcel(DATA | END if last else DATA, encoded.nbytes, encoded, packs=packs(encoded))
         plain = encoded if isinstance(encoded, Plain | Encoded) else small(value, path)  # whether it is a row is no matter

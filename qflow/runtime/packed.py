@@ -30,7 +30,6 @@ MAGIC = 0x71667061 << 32
 RECORDS = MAGIC | 3
 WORDS = SMALL // 8
 MOST = 4096  # bytes of an item that shares a cell with others that do not look alike
-ROW = SMALL // 8  # bytes of one in a table
 TEXTS = 1024  # of one that is plain text
 ALIKE = 3  # values in a row after which others like them are expected
 PAUSE = 256  # values at most, after which to look again whether values look alike
@@ -105,10 +104,15 @@ class Packer:
     """Items to be sent, one after another: rows as long as they look alike.
 
     Where they don't, it looks again after twice as many of them, for it costs time.
+
+    Attributes:
+        template: of the last ones, if they looked alike.
+        words: of their index paths.
     """
 
     def __init__(self) -> None:
         self.template: Template | None = None
+        self.words = 1
         self._spec: Any = None  # of the last values
         self._alike = self._wait = self._pause = self._odd = 0
 
@@ -125,14 +129,15 @@ class Packer:
         return small(value, path, most)
 
     def _row(self, value: Any, path: Path, template: Template, most: int) -> Plain | Encoded | Row | Single:
-        if template.row <= ROW:
+        self.words = len(path)
+        if not template.large:
             return Row(value, path, template, self._odd)
         single = None if value is CLOSE else Single(value, path, template)
         return small(value, path, most) if single is None or single.nbytes > most else single
 
     def blank(self, words: int) -> Parcel | None:
         """A parcel to begin a cell with, for rows like the last ones, if they were alike."""
-        if self.template is None or self.template.row > ROW:
+        if self.template is None or self.template.large:
             return None
         nbytes = self.row_bytes(self.template, words)
         return Parcel(DATA, nbytes, Blank(self.template, words, self._odd), packs=True, values=0)
@@ -159,7 +164,7 @@ class Packer:
         if not template.check(value):
             self._wait = PAUSE
             return False
-        self._odd = len(pickle.dumps(template.odd_of(value), 5)) + ODD - 1 & -ODD if template.odd else 0
+        self._odd = len(pickle.dumps(template.leaves(value)[-1], 5)) + ODD - 1 & -ODD if template.odd else 0
         self.template = template
         return True
 

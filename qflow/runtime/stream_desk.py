@@ -10,7 +10,7 @@ from qflow.runtime.codec import encode
 from qflow.runtime.desk import Desk
 from qflow.runtime.ledger import Verdict
 from qflow.runtime.log import Log
-from qflow.runtime.turn import Claim, Parcel
+from qflow.runtime.turn import Claim, Parcel, Putter
 
 UNWRITTEN = 3  # in place of a half of the log, 1 or 2: what the stream keeps can't be sent, so nobody can go on from it
 SNAPSHOT = 1 << 26  # bytes of records from which on the state is written anew, when it was less than a quarter of them
@@ -65,7 +65,8 @@ class StreamDesk(Desk):
         self._row.entered, self._row.deep = [], False
         return self._row.done
 
-    def _finish(self) -> None:
+    def _finish(self, putter: Putter) -> None:
+        self._outgoing.attach(putter)
         self._calls = self._at_value = self.at[1] = 0
         self._value = NO_ITEM
         self._results = None if self._row is None else self._row.finish()

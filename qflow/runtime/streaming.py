@@ -20,7 +20,7 @@ Effects beside those of `turn`:
 
     ("restore", half, end)   build the stream, from a log -> whether it needs no more
     ("done?",)               -> whether it needs no more
-    ("finish",)              the input has ended; the last results
+    ("finish", putter)       the input has ended; the last results
     ("save", half, end)      -> half and end of the log after the entries pushed since the last save
 """
 
@@ -140,7 +140,7 @@ def stream(board: Board, edge: int, me: int) -> Acting:
         for number in range(claim.values):
             if board.cancelled[0]:
                 raise Cancelled
-            viewing = yield ("begin", claim, number)
+            viewing = yield ("begin", claim, number, numbered.putter)
             yield from give()
             offset = claim.offset + number + 1
             done = yield ("done?",)
@@ -152,7 +152,7 @@ def stream(board: Board, edge: int, me: int) -> Acting:
             over.append((claim.place, place))
         if done or viewing or (not claim.kind & PACKED and claim.cell % cells_each < first_small):
             yield from commit()
-    yield ("finish",)
+    yield ("finish", numbered.putter)
     yield from give()
     if given < before:
         parcel = yield ("fewer", given, before)

@@ -109,14 +109,15 @@ class Writer:
         self._ends = self._words[self._layout.ends // 8 :]
         self._heap = self._layout.heap
         self.columns = views(region, template.columns, self._layout)
-        self.store: Callable[[int, Any], bool] = template.storer(self.columns, self._put_odd)
+        self.store: Callable[[int, Any], bool] = template.storer(self.columns, self.put_odd)
 
     @property
     def room(self) -> int:
         """For how many more rows there is room, if their odd leaves are not too long."""
         return self._layout.rows - self.rows
 
-    def _put_odd(self, row: int, pickled: bytes) -> bool:
+    def put_odd(self, row: int, pickled: bytes) -> bool:
+        """Write the pickle of a row's odd leaves -> whether there is room."""
         start = self._ends[row - 1] if row else self._layout.heap
         end = start + len(pickled)
         if end > len(self.region):
@@ -131,7 +132,7 @@ class Writer:
         if not self.room or len(path) != self.words:
             return False
         if value is CLOSE:
-            if self.template.odd and not self._put_odd(row, b""):
+            if self.template.odd and not self.put_odd(row, b""):
                 return False
             self.put_path(row, path, CLOSED)
             self._words[CLOSES] = 1
@@ -163,15 +164,20 @@ class Writer:
 class Single:
     """A large value that has a cell of its own, and its index path: a table of one row, ready to be copied into a cell."""
 
-    __slots__ = ("_path", "_template", "_value", "nbytes")
+    __slots__ = ("nbytes", "path", "template", "value")
 
     def __init__(self, value: Any, path: Path, template: Template) -> None:
-        self._value, self._path, self._template = value, path, template
-        self.nbytes = layout(template, len(path), 1).heap + template.most_odd * template.odd
+        self.value, self.path, self.template = value, path, template
+        self.nbytes = self.size(template, len(path))
+
+    @staticmethod
+    def size(template: Template, words: int) -> int:
+        """Bytes of a value in its cell."""
+        return layout(template, words, 1).heap + template.most_odd * template.odd
 
     def fill(self, region: memoryview) -> None:
         """Copy it into a cell."""
-        fits = Writer(region[: self.nbytes], self._template, len(self._path), 1).add(self._value, self._path)
+        fits = Writer(region[: self.nbytes], self.template, len(self.path), 1).add(self.value, self.path)
         assert fits, "it was checked"
 
 

@@ -29,12 +29,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from qflow.graph.plan import SMALL
 from qflow.runtime.parts import Input, is_ours
 
 Spec = Any  # a word for a leaf, or a tuple of a word, its details and the specs inside
 
 DEPTH, LEAVES = 4, 64  # of a structure that has a template
 TEXTS, ODD = 256, 8  # characters of one text, and how many texts
+ROW = SMALL // 8  # bytes of a value that shares a cell with others like it
 LEAST, MORE = -(1 << 63), 1 << 63  # of an integer in a column
 FLAGS, WHOLE = 0x401, 0x401  # numpy's flags for C order and writable
 SCALARS = {dtype.type: dtype.str for dtype in map(np.dtype, "?bhilBHILefdFD") if np.dtype(dtype.str).type is dtype.type}
@@ -115,9 +117,10 @@ class Template:
         columns: of the leaves that are stored; those of "odd" leaves are none, but together one pickle.
         row: bytes of a value in all columns.
         odd: whether there are odd leaves; ``most_odd`` bytes of them at most; ``no_odd``: in their place.
+        large: whether a value has a cell of its own.
         number: the type of the values, if they are plain numbers.
         check: whether a value is of this structure.
-        odd_of: the odd leaves of one that is.
+        leaves: of one that is: what each column stores, and the odd leaves.
     """
 
     def __init__(self, spec: Spec) -> None:
@@ -130,11 +133,12 @@ class Template:
         self.odd = bool(code.odd)
         self.most_odd, self.no_odd = (4 * TEXTS + 16) * len(code.odd) + 16, (None,) * len(code.odd)
         self.row = sum(column.nbytes for column in self.columns)
+        self.large = self.row > ROW
         names = [f"c{number}" for number in range(len(self.columns))]
         scope = {**code.scope, "dumps": pickle.dumps, "loads": pickle.loads}
         exec(_source(code, names), scope)
         self.check: Callable[[Any], bool] = scope["check"]
-        self.odd_of: Callable[[Any], tuple[Any, ...]] = scope["odd_of"]
+        self.leaves: Callable[[Any], tuple[Any, ...]] = scope["leaves"]
         self._storer, self._loader = scope["storer"], scope["loader"]
 
     def storer(self, columns: Iterable[Any], put_odd: Callable[[int, bytes], bool] | None) -> Callable[[int, Any], bool]:
@@ -167,9 +171,9 @@ def _source(code: _Code, names: list[str]) -> str:
             "def check(v):",
             *(line[4:] for line in checks),
             "    return True",
-            "def odd_of(v):",
+            "def leaves(v):",
             *(line[4:] for line in checks),
-            f"    return {_tuple(code.odd)}",
+            f"    return {_tuple([*code.leaves, _tuple(code.odd)])}",
             f"def storer(put_odd{arguments}):",
             "    def store(k, v):",
             *checks,

@@ -28,7 +28,7 @@ what is to be done outside, and are resumed with its outcome:
     ("copy", claim)          copy the claimed small values out of their cell, to memory that outlives the worker
     ("dash", claim, k, putter)   let `Dash` do as many values as it can, from k on -> the first that it could not
     ("blank", claim, k)      -> a parcel without values, if the quick way could go on in a cell that is begun with it, or None
-    ("begin", claim, k)      load value k of the claim and start the step on it -> whether it has views on its cell
+    ("begin", claim, k, putter)   load value k of the claim and start the step on it -> whether it has views on its cell
     ("result",)              -> the next parcel of the value at work, or None after the last
     ("fewer", now, before)   -> the parcel of an error: a predecessor had more results of this value
     ("other",)               -> the same: a predecessor had other results of this value
@@ -95,6 +95,7 @@ class Parcel(NamedTuple):
 
     ``kind``: DATA or ERROR; with END when it is known to be its value's last.
     ``mark`` is a digest of this result and those before it of the same value, in 32 bits; 0: nobody asks.
+    ``cell``: in which it lies already.
     ``packs``: whether it may share a cell. ``values``: of a feed's numbers, how many there are; of a blank, none.
     """
 
@@ -104,6 +105,7 @@ class Parcel(NamedTuple):
     mark: int = 0
     packs: bool = False
     values: int = 1
+    cell: int = -1
 
 
 class Claim(NamedTuple):
@@ -355,7 +357,24 @@ class Putter(Side):
                 return self._room(parcel) is not None
 
             yield from self.until(ready, self.edge.cell_wait, self.producer, 1)
-        return (self._room(parcel) or self._free).pop()
+        free = self._room(parcel) or self._free
+        if parcel.cell < 0:
+            return free.pop()
+        free.remove(parcel.cell)
+        return parcel.cell
+
+    def take_free(self, nbytes: int) -> int | None:
+        """A free cell for so many bytes that will be the next result's, or None; not one that others wait for."""
+        free = self._free_small if nbytes <= SMALL and self._free_small else self._free
+        return free.pop() if free else None
+
+    def give_back(self, cell: int) -> None:
+        """A cell that was taken, or withheld, is free."""
+        (self._free if cell < self.first_small else self._free_small).append(cell)
+
+    def withhold(self, cell: int) -> None:
+        """A cell must not be used until it is given back."""
+        (self._free if cell < self.first_small else self._free_small).remove(cell)
 
     def lane_free(self, item: int) -> Acting:
         """Wait until the lane of an item may be reused."""
@@ -675,6 +694,8 @@ def work(board: Board, edge: int, me: int) -> Acting:
                     yield "passed"
         inherited = False
         finished, done, given = putter.published(claim.number)
+        if job[10] == claim.number + 1:
+            _recount(board.counts[me], job, claim.values if finished else done)
         if not finished:
             yield from putter.close(claim.number)
             if job[8] >> DONE == claim.number + 1 and job[8] & COUNT > done:
@@ -686,6 +707,12 @@ def work(board: Board, edge: int, me: int) -> Acting:
         if board.watched:
             yield "released"
         job[7] = claim.number + 1
+
+
+def _recount(counts: Words, job: Words, done: int) -> None:
+    """Count what a predecessor has done the quick way, if it died before it could."""
+    counts[1], counts[2] = max(counts[1], job[9] + done), max(counts[2], job[11] + done)
+    job[10] = 0
 
 
 def offset_word(place: int, offset: int) -> int:
@@ -769,7 +796,7 @@ def _run(claim: Claim, putter: Putter, done: int, skip: int, job: Words) -> Acti
             if blank is not None:
                 yield from putter.put(number, blank, k << DONE)
                 continue
-        yield ("begin", claim, k)
+        yield ("begin", claim, k, putter)
         given, last = 0, False
         while not last:
             parcel = yield ("result",)

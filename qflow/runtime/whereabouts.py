@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import threading
 from collections.abc import Callable
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +38,13 @@ class _Here(threading.local):
         info: asks for it; None where there is no worker.
         simulated: the worker is no process of its own, and dies by `Death`.
         retries: of the item at work, where there is no worker.
+        empty: makes an array of a shape and dtype where the result at work will lie, or None; see `outgoing`.
     """
 
     info: Callable[[], WorkerInfo] | None = None
     simulated = False
     retries = 0
+    empty: Callable[..., Any] | None = None
 
 
 here = _Here()

@@ -270,7 +270,7 @@ class Worker:
         hold = Hold(self._hold.held)  # with what comes in items: it is mapped once in a run
 
         def run(desk: Desk) -> None:
-            here.info = desk.info
+            here.info, here.empty = desk.info, desk.empty
             try:
                 with holding(hold):
                     self._drive(desk, Failpoints(rules, incarnation, desk.me))

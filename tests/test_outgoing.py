@@ -1,0 +1,192 @@
+"""`qf.empty`: what is made where it will lie goes out uncopied, and never changes afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+import qflow as qf
+from qflow.bench import cost
+from qflow.runtime import outgoing
+from qflow.runtime.desk import Desk
+from qflow.runtime.whereabouts import here
+
+SHAPE = (100, 200)  # 80 kB of float32, 160 kB of float64
+LARGE = (400, 200)  # 320 kB of float32: no small cell has it
+
+
+def filled(number, shape=SHAPE):
+    found = qf.empty(shape, np.float32)
+    found[:] = number
+    return found
+
+
+def alone(number):
+    return filled(number, LARGE)
+
+
+def in_dict(number):
+    return {"label": number, "x": filled(number), "name": f"n{number}", "y": filled(-number)}
+
+
+def tensors(number):
+    return {"x": torch.from_numpy(filled(number)), "y": torch.from_numpy(filled(number + 1, LARGE))}
+
+
+def swapped(number):
+    first, second = filled(number), filled(-number)
+    return (second, first) if number % 3 else (first, second)
+
+
+def half(number):
+    """One of two is returned, now and then another array."""
+    first, second = filled(number), filled(-number)
+    return (first, np.array(second) if number % 2 else second)
+
+
+def twice(number):
+    found = filled(number)
+    return (found, found)
+
+
+def view(number):
+    found = filled(number)
+    return found[::2] if number % 5 == 4 else found
+
+
+def thrown(number):
+    filled(number)
+    return filled(number)
+
+
+def kept(number):
+    """The same array is filled and returned again and again."""
+    if "buffer" not in vars(kept):
+        kept.buffer = qf.empty(SHAPE, np.float32)
+    kept.buffer[:] = number
+    return kept.buffer
+
+
+def kept_late(number):
+    """One that was made when cells are given out."""
+    if number == 20:
+        kept_late.buffer = filled(number)
+    if number < 20 or "buffer" not in vars(kept_late):
+        return filled(number)
+    kept_late.buffer[:] = number
+    return kept_late.buffer
+
+
+def errs(number):
+    found = filled(number)
+    if number % 4 == 3:
+        raise LookupError(number)
+    return found
+
+
+def dies(number):
+    found = filled(number)
+    if number in (7, 23) and qf.worker() is not None and qf.worker().attempt == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found
+
+
+def several(number):
+    for each in range(3):
+        yield filled(10 * number + each)
+
+
+def plain(value):
+    """A result as values that can be compared."""
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return type(value).__name__, tuple(value.shape), str(value.dtype), bytes(np.asarray(value))
+    return value
+
+
+STEPS = [alone, in_dict, tensors, swapped, half, twice, view, thrown, kept, kept_late, errs, dies, several]
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
+@pytest.mark.parametrize("n", [1, 2])
+def test_results_are_as_in_serial(step, n):
+    with qf.process(n=n)(step) | qf.queue(2) as pipe:
+        for source in (range(40), range(40, 50)):
+            with pipe(source, engine="serial", on_error="skip") as run:
+                expected = [plain(each) for each in run]
+            with pipe(source, on_error="skip") as run:
+                results = list(run)  # all kept
+            assert [plain(each) for each in results] == expected
+
+
+def test_after_a_stream_too():
+    with (
+        qf.process(filled) | qf.pack(3) | qf.process(lambda some: np.stack(some, out=qf.empty((len(some), *SHAPE), np.float32)))
+    ) as pipe:
+        found = [(each.shape, each[:, 0, 0].tolist()) for each in pipe(range(20))]
+    assert found == [((min(3, 20 - k), *SHAPE), list(range(k, min(k + 3, 20)))) for k in range(0, 20, 3)]
+
+
+def test_outside_of_a_worker_it_is_an_empty_array():
+    found = qf.empty((2, 3), "i2")
+    assert (found.shape, found.dtype, found.flags.c_contiguous, found.flags.writeable) == ((2, 3), np.dtype("i2"), True, True)
+    assert qf.empty(3).dtype == float
+    with pytest.raises(ValueError, match="negative"):
+        qf.empty(-1)
+    with pytest.raises(TypeError):
+        qf.empty("3")
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """The kinds of content that were sent."""
+    found = []
+    original_start, original_sent = Desk.start, outgoing.Outgoing.sent
+
+    def start(self, *arguments):
+        monkeypatch.setattr(here, "empty", self.empty)
+        original_start(self, *arguments)
+
+    def note(self, *arguments):
+        content, cell = original_sent(self, *arguments)
+        found.append(type(content).__name__)
+        return content, cell
+
+    monkeypatch.setattr(Desk, "start", start)
+    monkeypatch.setattr(outgoing.Outgoing, "sent", note)
+    return found
+
+
+@pytest.mark.parametrize(("step", "expected"), [(alone, "Whole"), (in_dict, "Whole"), (tensors, "Whole"), (kept_late, "Copied")])
+def test_nothing_is_copied_unless_somebody_holds_it(step, expected, sent, monkeypatch):
+    monkeypatch.setattr(cost, "identity", step)
+    vars(kept_late).pop("buffer", None)
+    cost.measured(range(21 if step is kept_late else 30))
+    assert len(sent) > 15
+    assert sent[-1] == expected
+    assert {*sent[:-1]} == {"Whole"}
+    vars(kept_late).pop("buffer", None)
+
+
+def test_a_cell_in_which_an_array_is_kept_is_used_again_when_it_is_gone(sent, monkeypatch):
+    keeps = []
+
+    def step(number):
+        if number % 10 == 0:
+            keeps.clear()
+        found = filled(number)
+        if number % 10 == 5:
+            keeps.append(found)
+        return found
+
+    monkeypatch.setattr(cost, "identity", step)
+    cost.measured(range(200))
+    assert sent.count("Copied") == 20
+    assert sent.count("Whole") > 160
