@@ -100,6 +100,8 @@ class Desk:
             "other": lambda: self._mixed(other()),
             "fill": self._fill,
             "add": self._filling.add,
+            "punch": outputs.punch,
+            "give back": inputs.punch,
             "release": self._release,
         }
 

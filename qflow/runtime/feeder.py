@@ -92,6 +92,8 @@ class Feeder:
                     return False
                 if word == "ring":
                     channels.ring(action[1])
+                elif word == "punch":
+                    channels.first.punch(*action[1:])
                 else:
                     outcome = (self._filling.fill if word == "fill" else self._filling.add)(*action[1:])
             action = None

@@ -28,7 +28,7 @@ import numpy as np
 
 from qflow.errors import ResourceError
 from qflow.graph.plan import SMALL
-from qflow.runtime.board import EdgeShape
+from qflow.runtime.board import EdgeShape, in_pages
 from qflow.runtime.environment import lacking
 
 MOST_STRIDE = 1 << 36  # bytes of addresses per cell: an item may have 64 GiB
@@ -175,6 +175,12 @@ class Cells:
         """Return the pages of all large cells to the system but for those on which views are kept."""
         for cell in {*range(self.shape.all_cells)} - {*kept}:
             if cell % self.shape.cells < self.shape.large:
-                with contextlib.suppress(OSError):  # few file systems can
-                    self._map.madvise(mmap.MADV_REMOVE, self._start(cell), self.stride)
-        self._reserved.clear()
+                self.punch(cell)
+
+    def punch(self, cell: int, keep: int = 0) -> None:
+        """Return the pages of a large cell to the system but for those of its first ``keep`` bytes."""
+        self._reserved.pop(cell, None)
+        keep = in_pages(keep)
+        if keep < self.stride:
+            with contextlib.suppress(OSError):  # few file systems can
+                self._map.madvise(mmap.MADV_REMOVE, self._start(cell) + keep, self.stride - keep)
