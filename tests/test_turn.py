@@ -25,7 +25,7 @@ from qflow.runtime.simulation import Actor, Simulation
 class World(Simulation):
     """Workers, bells, cursors and cells of a chain of steps, as plain values; takers keep some views for a while."""
 
-    def __init__(self, source, steps, bounds, rng, kills=0, ordered=True, small=0.5, memory=None, sizes=(8,)):
+    def __init__(self, source, steps, bounds, rng, kills=0, ordered=True, small=0.5, memory=None, sizes=()):
         self.source, self.steps, self.kills = list(source), steps, kills
         self.small = small  # how many results may share a cell
         self.sizes = sizes  # bytes of those that have one of their own
@@ -69,7 +69,7 @@ class World(Simulation):
 
     def _parcel(self, kind, value):
         packs = self.rng.random() < self.small
-        return turn.Parcel(kind, 8 if packs else self.rng.choice(self.sizes), value, packs=packs)
+        return turn.Parcel(kind, self.rng.choice(self.sizes) if self.sizes and not packs else 8, value, packs=packs)
 
     def _filling(self, edge):
         """The effects that write into the cells of an edge."""
@@ -166,7 +166,7 @@ class World(Simulation):
             if claim is None:
                 return
             self.out += self.cells[-1][claim.cell][claim.offset : claim.offset + claim.values]
-            keep = not claim.kind & PACKED and len(kept) < VIEWS and self.rng.random() < 0.2
+            keep = bool(self.sizes) and not claim.kind & PACKED and len(kept) < VIEWS and self.rng.random() < 0.2
             if keep:
                 kept.add(claim.cell)
                 self.viewed[-1].add(claim.cell)
@@ -257,6 +257,21 @@ def test_bytes_stay_within_the_shares_or_pass_alone(data, items, seed, kills, or
     world.run()
     order = list if ordered else sorted
     assert order(world.out) == order(serial(range(items), steps))
+
+
+def test_a_large_value_passes_when_many_cells_are_freed_at_once():
+    steps = [(FUNCTIONS[0], 1)]
+    world = World(range(601), steps, [1, 600], random.Random(1), small=0, memory=[None, 10**7])
+    world._parcel = lambda kind, value: turn.Parcel(kind, 2 * 10**7 if value == 601 else 8, value)
+    waiting = [world.actors.pop(world.consumer)]
+    while able := world.able():
+        world.act(world.rng.choice(able))
+    world.actors = {world.consumer: waiting[0], **world.actors}
+    while world.consumer in world.able():
+        world.act(world.consumer)
+    assert len(world.out) == 600
+    world.run()
+    assert world.out == serial(range(601), steps)
 
 
 def test_a_rare_giant_shrinks_again_and_nothing_else_is_ever_punched():
@@ -402,7 +417,8 @@ def notices(seeds):
         if seed % 10 == 5:  # a full queue, for which two wait in turn
             steps, bounds, items = [(FUNCTIONS[0], 2)], [40, 1], 60
         order = list if seed % 4 else sorted
-        world = World(range(items), steps, bounds, rng, kills=(kills := rng.randint(0, 12)), ordered=order is list)
+        bounded = {"memory": [rng.choice(SHARED) for _ in bounds], "sizes": SIZES, "small": 0.2} if seed % 10 in (3, 7) else {}
+        world = World(range(items), steps, bounds, rng, kills=(kills := rng.randint(0, 12)), ordered=order is list, **bounded)
         try:
             with mutants.patience():
                 world.run(limit=60_000)

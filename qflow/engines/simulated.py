@@ -85,6 +85,9 @@ class PlainCells:
         """Where a taker keeps the small values that it works on."""
         return memoryview(self._content.setdefault(-1 - taker, bytearray(SMALL)))
 
+    def forget(self) -> None:
+        """Nobody gives anything back between runs."""
+
     def punch(self, cell: int, keep: int = 0) -> None:
         """What lies in a cell behind its first bytes is gone."""
         content = self._content.get(cell, bytearray())

@@ -105,7 +105,7 @@ class Channels:
                 os.write(write, CURSOR.pack(1, 0, 0))
 
     def trim(self, kept: Iterable[Kept]) -> None:
-        """Between runs, give pages back but for `RESTING` bytes, the largest cells' first, and those on which steps keep views."""
+        """Between runs, give pages back but for `RESTING` bytes, the largest cells' first, but not under views."""
         edges = self.board.edges
         self.leases.collect()
         viewed = {(len(edges) - 1, cell) for cell in self.leases.held} | {(edge, cell) for edge, cell, _ in kept}

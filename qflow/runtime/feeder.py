@@ -35,6 +35,7 @@ class Feeder:
         self._touching = threading.Lock()  # held while the crew is touched, but for the wait for its bell
         self._waiting = False
         self._done = threading.Event()  # not `join`, which would give a thread of `_thread` a name that stays
+        crew.channels.first.forget()
         self._filling = Filling(crew.channels.first)
         self._items = parcels(values, plan.feed, crew.channels.first.stride, collect=collect, many=plan.bounds[0] is None)
 

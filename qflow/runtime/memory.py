@@ -177,6 +177,10 @@ class Cells:
             if cell % self.shape.cells < self.shape.large:
                 self.punch(cell)
 
+    def forget(self) -> None:
+        """Between runs others may have given pages back."""
+        self._reserved.clear()
+
     def punch(self, cell: int, keep: int = 0) -> None:
         """Return the pages of a large cell to the system but for those of its first ``keep`` bytes."""
         self._reserved.pop(cell, None)

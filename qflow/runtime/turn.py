@@ -305,6 +305,7 @@ class Putter(Side):
         self._all_pages, self._used_pages = sum(self._pages), 0  # of all cells, and of those that are not free
         self._largest = self._puts = 0  # of the values in large cells since they were last looked through
         self._most_kept = sys.maxsize  # bytes that a free cell may have pages for
+        self.share, self._most_pages = edge.share, edge.share or sys.maxsize
         self._kept: set[int] = set()  # published cells on which a taker keeps views
         self._open = -1  # the item whose last entry may grow
         self._cell = 0  # of that entry
@@ -332,7 +333,7 @@ class Putter(Side):
     def inherit(self) -> Acting:
         """Give back what a predecessor had pages for in its turn and did not publish; others may have theirs now."""
         for cell in self._free:
-            if 0 < self.edge.share < self._pages[cell - self.first_cell]:
+            if 0 < self.share < self._pages[cell - self.first_cell]:
                 yield from self._punch(cell, 0)
 
     def _hold(self, cell: int, nbytes: int, values: int = 1) -> None:
@@ -355,8 +356,9 @@ class Putter(Side):
 
     def _affords(self, item: int, parcel: Parcel) -> bool:
         """Whether the share has room for a result, or it is its turn to pass without."""
-        share = self.edge.share
-        return not share or self._used_pages + _pages_of(parcel) <= share or (not self._held and self._has_turn(item))
+        if not self.share or self._used_pages + _pages_of(parcel) <= self.share:
+            return True
+        return not self._held and self._has_turn(item)
 
     def _has_turn(self, item: int) -> bool:
         """Whether all items before this one are taken, and no value that passed so is in use, but by views."""
@@ -368,28 +370,25 @@ class Putter(Side):
 
     def _fit(self, cell: int, size: int) -> Acting:
         """Note the pages of a free cell that is to be filled, and give back what is too much."""
-        self._largest, self._puts = max(self._largest, size), self._puts + 1
-        if self._puts >= RECENT:
+        if self._puts > RECENT:
             yield from self._look_through()
-        share, before = self.edge.share, self._pages[cell - self.first_cell]
-        most = self._most_kept if not share else min(self._most_kept, share - self._used_pages)
+        before = self._pages[cell - self.first_cell]
+        most = min(self._most_kept, self._most_pages - self._used_pages)
         if before > most and before > size:
             yield from self._punch(cell, max(most, size))
         elif before < size:
-            if not before:  # somebody else may have given them back
+            if self.share and not before:  # its taker may have given them back
                 yield ("punch", cell, 0)
             self._note(cell, size)
-        if share and self._all_pages > share:
-            for other in self._free:  # the coldest first
-                if self._all_pages <= share:
-                    break
-                if self._pages[other - self.first_cell]:
-                    yield from self._punch(other, 0)
-        self._used_pages += self._pages[cell - self.first_cell]
+        for other in self._free:  # the coldest first
+            if self._all_pages <= self._most_pages:
+                break
+            if self._pages[other - self.first_cell]:
+                yield from self._punch(other, 0)
 
     def _look_through(self) -> Acting:
         """Give back what free cells have and recent values did not need."""
-        largest, self._largest, self._puts = self._largest, 0, 0
+        largest, self._largest, self._puts = in_pages(self._largest), 0, 0
         self._most_kept = max(2 * largest, LEAST_SHRUNK)
         for cell in self._free:
             if self._pages[cell - self.first_cell] > self._most_kept:
@@ -420,7 +419,7 @@ class Putter(Side):
         """Find the cells that the takers have freed, among the oldest; ``wholly``: also behind one that is in use."""
         words = self.edge.cell
         freed = []
-        for cell in islice(self._held, SWEPT):
+        for cell in islice(self._held, None if self.share else SWEPT):  # who waits for bytes may need all of them
             if not 0 < words[cell] < KEPT:
                 freed.append(cell)
             elif not wholly:
@@ -432,28 +431,34 @@ class Putter(Side):
         self._kept.update(freed)
         for cell in [cell for cell in self._kept if words[cell] == 0]:
             self._kept.discard(cell)
-            if cell < self.first_small:
+            if self.share and cell < self.first_small:
                 self._used_pages -= self._pages[cell - self.first_cell]
                 self._note(cell, self.edge.pages[cell])  # its taker may have given them back
-                self._free.append(cell)
-            else:
-                self._free_small.append(cell)
+            (self._free if cell < self.first_small else self._free_small).append(cell)
 
     def _reserve(self, item: int, parcel: Parcel) -> Acting:
         """Wait for a free cell of the own -> its number. Recently freed cells come first: their memory is warm."""
-        pressed = 0 < self.edge.share < self._used_pages + _pages_of(parcel)
+        pressed = 0 < self.share < self._used_pages + _pages_of(parcel)
         if pressed or len(self._held) >= self.base:
             self._sweep(wholly=pressed)
-        if self._room(item, parcel) is None:
+        room = self._room(item, parcel)
+        if room is None:
 
             def ready() -> bool:
                 self._sweep(wholly=True)
                 return self._room(item, parcel) is not None
 
-            yield from self.until(ready, self.edge.cell_wait, self.producer, item + TURN if self.edge.share else FREED)
-        cell = (self._room(item, parcel) or self._free).pop()
+            yield from self.until(ready, self.edge.cell_wait, self.producer, item + TURN if self.share else FREED)
+            room = self._room(item, parcel)
+        cell = (room or self._free).pop()
         if cell < self.first_small:
-            yield from self._fit(cell, _pages_of(parcel))
+            size, pages = SMALL if parcel.packs else parcel.nbytes, self._pages[cell - self.first_cell]
+            self._puts += 1
+            if size > self._largest:
+                self._largest = size
+            if not size <= pages <= self._most_kept or self._puts > RECENT or self._all_pages > self._most_pages:
+                yield from self._fit(cell, in_pages(size))
+            self._used_pages += self._pages[cell - self.first_cell]
         return cell
 
     def lane_free(self, item: int) -> Acting:
