@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from test_processes import settled
 
 import qflow as qf
 from qflow.runtime import channels
@@ -48,6 +49,18 @@ class Watched:
         self._thread.join()
 
 
+class Counted:
+    """A source that says how many it has given."""
+
+    def __init__(self, numbers, make):
+        self.numbers, self.make, self.pulled = numbers, make, 0
+
+    def __iter__(self):
+        for number in self.numbers:
+            self.pulled += 1
+            yield self.make(number)
+
+
 def full(size, number=0):
     return np.full(size // 8, float(number))
 
@@ -68,11 +81,12 @@ def numbers_of(run):
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_a_run_keeps_to_its_bytes(n):
-    flow = qf.process(n=n)(same) | qf.process(n=n)(same) | qf.queue(20)
-    source = (full(MB * (1 + k % 3), k) for k in range(60))
-    with flow, Watched() as watched:
-        assert numbers_of(flow(source, memory=f"{50 * n}MB")) == [*range(60)]
-    assert 0 < watched.most <= 50 * n * MB + SLACK
+    flow = qf.process(n=n)(same) | qf.process(n=n)(same) | qf.queue(60)
+    source = Counted(range(60), lambda k: full(MB * (1 + k % 3), k))
+    with flow, Watched() as watched, flow(source, memory=f"{25 * n}MB") as run:
+        settled(source)
+        assert numbers_of(run) == [*range(60)]
+    assert 10 * n * MB < watched.most <= 25 * n * MB + SLACK
 
 
 def test_a_queue_keeps_to_its_bytes_and_fills_them():
@@ -93,11 +107,13 @@ def test_a_queue_keeps_to_its_bytes_and_fills_them():
 @pytest.mark.parametrize("ordered", [True, False])
 def test_items_larger_than_the_bound_pass_one_after_another(n, ordered):
     flow = qf.process(n=n)(same) | qf.process(n=n)(same) | qf.queue(10)
-    with flow, Watched() as watched:
-        found = numbers_of(flow((full(3 * MB, k) for k in range(30)), memory="2MB", ordered=ordered))
+    source = Counted(range(30), lambda k: full(3 * MB, k))
+    with flow, Watched() as watched, flow(source, memory="2MB", ordered=ordered) as run:
+        settled(source)
+        found = numbers_of(run)
     assert sorted(found) == [*range(30)]
     assert ordered is False or found == sorted(found)
-    assert watched.most <= 3 * (2 * 3 + 1) * MB  # of three channels: one that passes, and one on which a view is kept
+    assert watched.most <= (2 + 3 * 3 + 3) * MB + SLACK  # one more in each channel, and one that is looked at
 
 
 def test_large_and_small_ones_together_pass_streams():
@@ -173,14 +189,14 @@ def test_a_warm_pipe_keeps_few_bytes_and_a_closed_one_none(monkeypatch):
     monkeypatch.setattr(channels, "RESTING", 5 * MB)
     flow = qf.process(n=2)(same) | qf.process(same) | qf.queue(4)
     for _ in range(2):
-        with flow(full(2 * MB, k) for k in range(20)) as run:
+        with flow(full(2 * MB, k + 1) for k in range(20)) as run:
             kept = next(run)
-            assert numbers_of(run) == [*range(1, 20)]
+            assert numbers_of(run) == [*range(2, 21)]
         assert in_use() <= 5 * MB + 2 * MB + SLACK
-        assert kept.min() == kept.max() == 0
+        assert kept.min() == kept.max() == 1
     flow.close()
     assert 0 < in_use() < 3 * MB
-    assert kept.max() == 0
+    assert kept.min() == kept.max() == 1
     del kept
     assert in_use() == 0
 

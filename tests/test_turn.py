@@ -108,9 +108,9 @@ class World(Simulation):
             assert not [each for each in pages if each != cell and pages[each] > share and each not in seen], "two at a time"
 
     def _giving_back(self, edge):
-        def give_back(cell):
+        def give_back(cell, keep):
             assert self.board.edges[edge].cell[cell]
-            self.pages[edge][cell] = 0
+            self.pages[edge][cell] = min(self.pages[edge][cell], keep)
             self.cells[edge][cell] = ["gone"] * 9999
 
         return give_back
@@ -151,11 +151,11 @@ class World(Simulation):
         self.actors[who] = Actor(turn.work(self.board, step, who), effects, step)
 
     def _play(self, actions, give_back):
-        for word, what in actions:
+        for word, what, *more in actions:
             if word == "ring":
                 self.bells[what] += 1
             else:
-                give_back(what)
+                give_back(what, *more)
 
     def _consume(self, cursor):
         kept = self.kept[self.consumer]

@@ -139,7 +139,7 @@ class Session:
                     if action[0] == "ring":
                         self.crew.channels.ring(action[1])
                     elif action[0] == "give back":
-                        self.crew.channels.leases.cells.punch(action[1])
+                        self.crew.channels.leases.cells.punch(*action[1:])
                     else:
                         self._drive(self._consumer.unkeep())
                         self._wait(actions, deadline)

@@ -147,11 +147,11 @@ class SimulatedRun(Run[Any]):
 
     def _play(self, desk: Desk, actions: Acting) -> None:
         """Play what waits for nobody, at one go: it is within an effect of an actor, who must not act meanwhile."""
-        for word, what in actions:
+        for word, what, *more in actions:
             if word == "ring":
                 self._simulation.bells[what] += 1
             else:
-                desk.inputs.punch(what)
+                desk.inputs.punch(what, *more)
 
     def _open(self, desk: Desk, number: int, orders: Orders) -> None:
         desk.group = pickle.loads(self._payloads[number]).opened()
@@ -206,7 +206,7 @@ class SimulatedRun(Run[Any]):
                 elif action[0] == "ring":
                     self._simulation.bells[action[1]] += 1
                 elif action[0] == "give back":
-                    self._cells.punch(action[1])
+                    self._cells.punch(*action[1:])
         except StopIteration as stop:
             return stop.value
 
