@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -248,3 +250,29 @@ def test_the_plan_prints_bytes():
     plan = (flow | qf.process(abs) | qf.queue(10**9)).plan(memory="4GB")
     assert sum(plan.budgets) <= 4 * 10**9
     assert min(plan.budgets[0], plan.budgets[2]) >= 4 * 10**9 / 6
+
+
+CAPPED = """
+import os, sys
+from qflow.demo.cap import fork_capped
+from qflow.demo.memory import Peak
+limit = fork_capped(10**9)
+if isinstance(limit, int):
+    sys.exit(limit)
+import numpy as np
+import qflow as qf
+flow = qf.process(n=2)(lambda k: np.full(2_000_000, float(k))) | qf.process(n=2)(lambda a: a + 0) | qf.queue(100)
+with Peak(os.getpid()) as peak, flow, flow(range(256), memory="500MB") as run:
+    for k, array in enumerate(run):
+        assert array[0] == array[-1] == k
+    assert k == 255
+assert peak.bytes < 10**9
+print("all came")
+"""
+
+
+@pytest.mark.slow
+def test_4_gb_pass_under_a_cap_of_1_gb():
+    """The queue alone would take 1.6 GB."""
+    done = subprocess.run([sys.executable, "-c", CAPPED], capture_output=True, text=True, timeout=300)
+    assert "all came" in done.stdout, done.stderr
