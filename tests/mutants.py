@@ -45,6 +45,8 @@ RELEASE = """        for claim in pushed:
 
 RARE = {"simulated": "its runs are too few to come to that; worlds do"}
 
+BYTES = {"simulated": "its runs have no bound in bytes", "processes": "the same"}
+
 MUTANTS = {
     "a dead worker's unpublished cells stay taken": Mutant("turn", "edge.cell[cell] = tag = 0", "tag = 0"),
     "a replacement repeats what was delivered": Mutant(
@@ -83,6 +85,17 @@ MUTANTS = {
     "nobody hears of the end": Mutant("turn", "        yield from ring_everybody(self.board)\n", ""),
     "a dead worker's rings are lost": Mutant(
         "turn", "        yield from ring_everybody(board)\n        yield from taker", "        yield from taker"
+    ),
+    "the one whose turn it is is not woken": Mutant("turn", "if TURN <= wait <= self.edge.taken[0] + TURN:", "if 0:", BYTES),
+    "a large value passes out of turn": Mutant(
+        "turn", "return not self._held and self._has_turn(item)", "return not self._held", BYTES
+    ),
+    "a large value leaves its pages": Mutant("turn", "if large and not new and edge.shape.producers > 1:", "if 0:", BYTES),
+    "pages are noted after they are there": Mutant(
+        "turn", "            self._note(cell, size)\n", "            self._all_pages += size - before\n", BYTES
+    ),
+    "free cells keep their pages": Mutant(
+        "turn", "            if self._all_pages <= self._most_pages:", "            if 1:", BYTES
     ),
     "sleep without a second look": Mutant("turn", "            if ready():\n                break\n", ""),
     "a lane is written over": Mutant("turn", "if place & LOW >= edge.depth:", "if 0:"),

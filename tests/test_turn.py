@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import random
 import types
+from collections import Counter
 
 import mutants
 import pytest
@@ -24,9 +25,10 @@ from qflow.runtime.simulation import Actor, Simulation
 class World(Simulation):
     """Workers, bells, cursors and cells of a chain of steps, as plain values; takers keep some views for a while."""
 
-    def __init__(self, source, steps, bounds, rng, kills=0, ordered=True, small=0.5):
+    def __init__(self, source, steps, bounds, rng, kills=0, ordered=True, small=0.5, memory=None, sizes=()):
         self.source, self.steps, self.kills = list(source), steps, kills
         self.small = small  # how many results may share a cell
+        self.sizes = sizes  # bytes of those that have one of their own
         self.room = 0.8  # how often one more value fits
         self.greedy = rng.random() < 0.5  # take all that lies there
         self.bias, self.favoured = rng.choice([0, 0.5, 0.9]), rng.choice([min, max])  # towards the source, or the consumer
@@ -36,12 +38,17 @@ class World(Simulation):
         last = len(ns) - 1
         self.shape = Shape(
             tuple(
-                edge_shape(bound, n, taking, ordered=ordered or e < last)
+                edge_shape(bound, n, taking, ordered=ordered or e < last, memory=memory and memory[e])
                 for e, (bound, n, taking) in enumerate(zip(bounds, ns, takers, strict=True))
             )
         )
         super().__init__(Board(self.shape, memoryview(bytearray(8 * words_needed(self.shape))).cast("Q")), len(steps), rng)
         self.cells = [{} for _ in self.board.edges]  # of each edge: cell -> the values in it
+        self.pages = [Counter() for _ in self.board.edges]  # of each edge: cell -> bytes
+        self.viewed = [
+            set() for _ in self.board.edges
+        ]  # of each edge: cells on which views were kept since their producer filled one
+        self.punched = 0
         self.inbox = {}  # participant -> values copied out of a cell
         self.kept = {}  # participant -> cells on which it keeps views
         self.out, self.pulled = [], 0
@@ -51,7 +58,8 @@ class World(Simulation):
                 self._start(self.shape.first[step + 1] + worker, step)
         self.consumer = self.shape.participants - 1
         cursor = (consumer.Cursor if ordered else consumer.Loose)(self.board, last, self.consumer)
-        self.actors[self.consumer] = Actor(self._consume(cursor), {})
+        self.kept[self.consumer] = set()
+        self.actors[self.consumer] = Actor(self._consume(cursor), {"give back": self._giving_back(last)})
 
     def _pull(self):
         if self.pulled == len(self.source):
@@ -60,7 +68,8 @@ class World(Simulation):
         return self._parcel(DATA | END, self.source[self.pulled - 1])
 
     def _parcel(self, kind, value):
-        return turn.Parcel(kind, 8, value, packs=self.rng.random() < self.small)
+        packs = self.rng.random() < self.small
+        return turn.Parcel(kind, self.rng.choice(self.sizes) if self.sizes and not packs else 8, value, packs=packs)
 
     def _filling(self, edge):
         """The effects that write into the cells of an edge."""
@@ -69,6 +78,8 @@ class World(Simulation):
         def fill(cell, parcel):
             assert not any(cell in self.kept.get(taker, ()) for taker in takers), "under a view"
             self.cells[edge][cell] = [parcel.content] if parcel.values else []
+            if cell % self.board.edges[edge].cells_each < self.shape.edges[edge].large:
+                self._check(edge, cell, turn._pages_of(parcel))
 
         def add(cell, parcel):
             room = self.rng.random() < self.room
@@ -76,7 +87,33 @@ class World(Simulation):
                 self.cells[edge][cell].append(parcel.content)
             return room
 
-        return {"fill": fill, "add": add}
+        def punch(cell, keep):
+            assert not self.board.edges[edge].cell[cell]
+            self.punched += self.pages[edge][cell] > keep
+            self.pages[edge][cell] = min(self.pages[edge][cell], keep)
+
+        return {"fill": fill, "add": add, "punch": punch}
+
+    def _check(self, number, cell, size):
+        """A cell is filled: what all have is noted, and is within the share of their producer, or passes alone."""
+        edge, pages, share = self.board.edges[number], self.pages[number], self.shape.edges[number].share
+        pages[cell] = max(pages[cell], size)
+        assert all(pages[each] <= edge.pages[each] for each in pages)
+        own = [each for each in pages if each // edge.cells_each == cell // edge.cells_each]
+        seen = set(self.viewed[number])
+        self.viewed[number] -= {each for each in own if edge.cell[each] < KEPT}
+        if share:
+            assert sum(pages[each] for each in own) <= max(share, size + sum(pages[each] for each in seen.intersection(own)))
+        if share and size > share:
+            assert not [each for each in pages if each != cell and pages[each] > share and each not in seen], "two at a time"
+
+    def _giving_back(self, edge):
+        def give_back(cell, keep):
+            assert self.board.edges[edge].cell[cell]
+            self.pages[edge][cell] = min(self.pages[edge][cell], keep)
+            self.cells[edge][cell] = ["gone"] * 9999
+
+        return give_back
 
     def _start(self, who, step):
         """A worker; a replacement knows nothing of its predecessor's views."""
@@ -90,14 +127,17 @@ class World(Simulation):
         def begin(claim, k, _):
             nonlocal results
             if kept and self.rng.random() < 0.5:
-                self._play(taker.unkeep(kept.pop()))
+                self._play(taker.unkeep(kept.pop()), self._giving_back(step))
             self.calls += 1
             value = (self.inbox[who] if claim.kind & PACKED else values(claim))[k]
             results = iter([self._parcel(*each) for each in outcomes(self.steps[step][0], value)])
 
         def release(claim):
             keep = not claim.kind & PACKED and len(kept) < VIEWS and taker.holds(claim) and self.rng.random() < 0.2
-            return keep and not kept.add(claim.cell)
+            if keep:
+                kept.add(claim.cell)
+                self.viewed[step].add(claim.cell)
+            return keep
 
         effects = {
             "share": lambda available: available if self.greedy else self.rng.randint(1, available),
@@ -106,21 +146,32 @@ class World(Simulation):
             "begin": begin,
             "result": lambda: next(results, None),
             "release": release,
+            "give back": self._giving_back(step),
             **self._filling(step + 1),
         }
         self.actors[who] = Actor(turn.work(self.board, step, who), effects, step)
 
-    def _play(self, actions):
-        for _, who in actions:
-            self.bells[who] += 1
+    def _play(self, actions, give_back):
+        for word, what, *more in actions:
+            if word == "ring":
+                self.bells[what] += 1
+            else:
+                give_back(what, *more)
 
     def _consume(self, cursor):
+        kept = self.kept[self.consumer]
         while True:
+            if kept and self.rng.random() < 0.5:
+                yield from cursor.taker.unkeep(kept.pop())
             claim = yield from cursor.take()
             if claim is None:
                 return
             self.out += self.cells[-1][claim.cell][claim.offset : claim.offset + claim.values]
-            yield from cursor.done(claim)
+            keep = bool(self.sizes) and not claim.kind & PACKED and len(kept) < VIEWS and self.rng.random() < 0.2
+            if keep:
+                kept.add(claim.cell)
+                self.viewed[-1].add(claim.cell)
+            yield from cursor.done(claim, keep)
 
     def run(self, limit=10**9):
         """Let random actors act until all are done; fail when nobody can. In the end only views hold cells."""
@@ -189,6 +240,56 @@ def test_more_results_than_a_lane_is_deep(n, seed, kills):
 
 steps_ = st.lists(st.tuples(st.sampled_from(FUNCTIONS), st.integers(1, 4)), min_size=1, max_size=3)
 bounds_ = st.lists(st.none() | st.integers(1, 3), min_size=4, max_size=4)
+
+
+SHARED = [None, 64 << 10, 300_000, 10**6, 3 * 10**6]  # bytes of an edge
+SIZES = (70_000, 100_000, 400_000, 2_000_000)
+
+
+@settings(max_examples=300)
+@given(st.data(), st.integers(0, 25), st.integers(0, 2**32), st.integers(0, 12), st.booleans())
+def test_bytes_stay_within_the_shares_or_pass_alone(data, items, seed, kills, ordered):
+    """The world checks each cell that is filled; whatever is kept, killed and too large, all comes to its end."""
+    steps, bounds = data.draw(steps_), data.draw(bounds_)
+    memory = data.draw(st.lists(st.sampled_from(SHARED), min_size=4, max_size=4))
+    world = World(
+        range(items), steps, bounds[: len(steps) + 1], random.Random(seed), kills, ordered, small=0.2, memory=memory, sizes=SIZES
+    )
+    world.run()
+    order = list if ordered else sorted
+    assert order(world.out) == order(serial(range(items), steps))
+
+
+def test_a_large_value_passes_when_many_cells_are_freed_at_once():
+    steps = [(FUNCTIONS[0], 1)]
+    world = World(range(601), steps, [1, 600], random.Random(1), small=0, memory=[None, 10**7])
+    world._parcel = lambda kind, value: turn.Parcel(kind, 2 * 10**7 if value == 601 else 8, value)
+    waiting = [world.actors.pop(world.consumer)]
+    while able := world.able():
+        world.act(world.rng.choice(able))
+    world.actors = {world.consumer: waiting[0], **world.actors}
+    while world.consumer in world.able():
+        world.act(world.consumer)
+    assert len(world.out) == 600
+    world.run()
+    assert world.out == serial(range(601), steps)
+
+
+def test_a_rare_giant_shrinks_again_and_nothing_else_is_ever_punched():
+    for giant in (None, 20):
+        world = World(range(3 * turn.RECENT), [(FUNCTIONS[0], 1)], [3, 3], random.Random(1), small=0)
+        sizes = iter(range(10**9))
+        world._parcel = lambda kind, value, sizes=sizes, giant=giant: turn.Parcel(
+            kind, 200_000_000 if next(sizes) == giant else 1_000_000, value
+        )
+        grown = 0
+        while world.actors:
+            world.act(world.choose())
+            grown = max(grown, *(sum(pages.values()) for pages in world.pages))
+        used = [sum(pages.values()) for pages in world.pages]
+        assert (grown > 2 * 10**8) == bool(giant)
+        assert max(used) < 10**7
+        assert world.punched == (1 if giant else 0)
 
 
 @settings(max_examples=150)
@@ -317,7 +418,8 @@ def notices(seeds):
         if seed % 10 == 5:  # a full queue, for which two wait in turn
             steps, bounds, items = [(FUNCTIONS[0], 2)], [40, 1], 60
         order = list if seed % 4 else sorted
-        world = World(range(items), steps, bounds, rng, kills=(kills := rng.randint(0, 12)), ordered=order is list)
+        bounded = {"memory": [rng.choice(SHARED) for _ in bounds], "sizes": SIZES, "small": 0.2} if seed % 10 in (3, 7) else {}
+        world = World(range(items), steps, bounds, rng, kills=(kills := rng.randint(0, 12)), ordered=order is list, **bounded)
         try:
             with mutants.patience():
                 world.run(limit=60_000)

@@ -73,7 +73,12 @@ def measured(items: Sequence[Any]) -> tuple[float, ...]:
     desk.group = pickle.loads(pickled(plan.groups[0])).opened()
     desk.start(Orders())
     source, filling = parcels(iter(items), plan.feed, STRIDE, collect=False, many=True), Filling(cells[0][0])
-    feeding: dict[str, Any] = {"result": lambda: next(source, None), "fill": filling.fill, "add": filling.add}
+    feeding: dict[str, Any] = {
+        "result": lambda: next(source, None),
+        "fill": filling.fill,
+        "add": filling.add,
+        "punch": cells[0][0].punch,
+    }
     consumer = Consumer(board, ("identity",), Leases(cells[1][1]), ordered=True, poison=False)
     parties = [_acts(feed(board), feeding), _acts(work(board, 0, 1), desk.effects), _takes(consumer)]
     spent = [0] * len(parties)

@@ -126,6 +126,8 @@ class Session:
                 if type(action) is tuple:
                     if action[0] == "ring":
                         self.crew.channels.ring(action[1])
+                    elif action[0] == "give back":
+                        self.crew.channels.leases.cells.punch(*action[1:])
                     else:
                         self._drive(self._consumer.unkeep())
                         self._wait(actions, deadline)
@@ -186,6 +188,8 @@ class Session:
             self.over, self._gone = self.over or CLOSED, True
             self._stats = self.stats()
             self.crew.end_run()
+            if usable and not self.crew.broken:
+                self.crew.trim()
             self.warm.give(self, usable=usable and not self.crew.broken, linger=linger)
             self.warm.sessions.discard(self)
             self._taking = None

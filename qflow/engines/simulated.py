@@ -86,6 +86,14 @@ class PlainCells:
         """Where a taker keeps the small values that it works on."""
         return memoryview(self._content.setdefault(-1 - taker, bytearray(SMALL)))
 
+    def forget(self) -> None:
+        """Nobody gives anything back between runs."""
+
+    def punch(self, cell: int, keep: int = 0) -> None:
+        """What lies in a cell behind its first bytes is gone."""
+        content = self._content.get(cell, bytearray())
+        content[keep:] = bytes(len(content[keep:]))
+
     def lease(self, cell: int, start: int, end: int) -> Lease:
         """A view on bytes of a cell, which notes the cell in ``returned`` when it is gone."""
         lease = Lease((end - start,), np.uint8, self._content[cell], start)
@@ -115,11 +123,13 @@ class SimulatedRun(Run[Any]):
         self._began = time.perf_counter()
         self._died: Counter[int] = Counter()
         self._me = shape.participants - 1
-        leases = Leases(PlainCells(self._contents[-1]))
+        self._cells = PlainCells(self._contents[-1])
+        leases = Leases(self._cells)
         self._consumer = Consumer(self._board, self._names, leases, ordered=options.ordered, poison=True)
         items = parcels(values, plan.feed, sys.maxsize, collect=self._orders.collect)
-        filling = Filling(PlainCells(self._contents[0]))
-        effects: Effects = {"result": lambda: next(items, None), "fill": filling.fill, "add": filling.add}
+        cells = PlainCells(self._contents[0])
+        filling = Filling(cells)
+        effects: Effects = {"result": lambda: next(items, None), "fill": filling.fill, "add": filling.add, "punch": cells.punch}
         self._simulation.actors[0] = Actor(feed(self._board), effects)
         for number, group in enumerate(plan.groups):
             for who in range(shape.first[number + 1], shape.first[number + 1] + group.n):
@@ -134,14 +144,17 @@ class SimulatedRun(Run[Any]):
         desk = StreamDesk(*own, self._logs[number]) if number in self._logs else Desk(*own)
         desk.caught = (Exception, KeyboardInterrupt, SystemExit, GeneratorExit)
         _here(desk, self._open)(desk, number, orders)
-        desk.unkept = lambda cell: self._ring(desk.taker.unkeep(cell))
+        desk.unkept = lambda cell: self._play(desk, desk.taker.unkeep(cell))
         acting = (stream if desk.streams else work)(self._board, number, who)
         self._simulation.actors[who] = Actor(acting, {word: _here(desk, effect) for word, effect in desk.effects.items()}, number)
 
-    def _ring(self, actions: Acting) -> None:
-        """Play what only rings, at one go: it is within an effect of an actor, who must not act meanwhile."""
-        for _, who in actions:
-            self._simulation.bells[who] += 1
+    def _play(self, desk: Desk, actions: Acting) -> None:
+        """Play what waits for nobody, at one go: it is within an effect of an actor, who must not act meanwhile."""
+        for word, what, *more in actions:
+            if word == "ring":
+                self._simulation.bells[what] += 1
+            else:
+                desk.inputs.punch(what, *more)
 
     def _open(self, desk: Desk, number: int, orders: Orders) -> None:
         desk.group = pickle.loads(self._payloads[number]).opened()
@@ -195,6 +208,8 @@ class SimulatedRun(Run[Any]):
                     self._simulation.bells[self._me] = 0
                 elif action[0] == "ring":
                     self._simulation.bells[action[1]] += 1
+                elif action[0] == "give back":
+                    self._cells.punch(*action[1:])
         except StopIteration as stop:
             return stop.value
 

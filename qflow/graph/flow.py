@@ -292,8 +292,8 @@ class Filter(Each[A, Any]):
 class Queue(Operator[Any, Any]):
     """A bound on what waits at a point of the flow; see `queue`."""
 
-    def __init__(self, maxsize: int) -> None:
-        self.maxsize = maxsize
+    def __init__(self, maxsize: int, memory: int | None = None) -> None:
+        self.maxsize, self.memory = maxsize, memory
 
     @property
     def name(self) -> str:
@@ -306,13 +306,13 @@ class Queue(Operator[Any, Any]):
         return items
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Queue) and self.maxsize == other.maxsize
+        return isinstance(other, Queue) and (self.maxsize, self.memory) == (other.maxsize, other.memory)
 
     def __hash__(self) -> int:
-        return hash((Queue, self.maxsize))
+        return hash((Queue, self.maxsize, self.memory))
 
     def __repr__(self) -> str:
-        return f"qf.queue({self.maxsize})"
+        return f"qf.queue({self.maxsize}{'' if self.memory is None else f', memory={self.memory}'})"
 
 
 class Flow(Joins[A, B]):
@@ -369,6 +369,10 @@ class Flow(Joins[A, B]):
                 items, which are counted and listed in ``run.failures``; ``"collect"``: as skip, and the list
                 has the values that failed.
                 max_errors: more skipped items than this end the run with the error of the last.
+                memory: bytes of shared memory, or a text as ``"4GB"``, that the items of the run may take together: those
+                that wait, and those in the hands of workers and of your loop. Without it, the queues' bounds in
+                items decide. It is split over the queues by the items that each may hold; the plan prints the
+                parts. A larger item passes alone. What steps and you hold for themselves is not counted.
                 n, retry, timeout, max_items, max_memory: for marks that do not say it; see `process`.
         Raises:
             GraphError: the source or an option is wrong, or the source is an iterator that was used before.
@@ -381,7 +385,7 @@ class Flow(Joins[A, B]):
         """How an engine runs it: groups of steps, their workers and the channels between them.
 
         Args:
-            options: as a run has them, ``n`` and the other defaults for marks.
+            options: as a run has them, ``memory``, ``n`` and the other defaults for marks.
         """
         return runs.plan(self, options)
 

@@ -44,7 +44,7 @@ from qflow.graph.function import (
 from qflow.graph.markers import CLOSE
 from qflow.graph.options import MarkOptions, Options, Retry, options_of
 from qflow.graph.regroup import grouped
-from qflow.graph.sizes import count
+from qflow.graph.sizes import budget, count
 
 A = TypeVar("A", contravariant=True)
 B = TypeVar("B", covariant=True)
@@ -560,7 +560,7 @@ def _unmarked(function: Any, word: str) -> None:
         )
 
 
-def queue(maxsize: int) -> Queue:
+def queue(maxsize: int, *, memory: int | str | None = None) -> Queue:
     """Let at most ``maxsize`` items wait at this point of the flow.
 
     >>> import qflow as qf
@@ -572,7 +572,10 @@ def queue(maxsize: int) -> Queue:
 
     Args:
         maxsize: items, at least 1.
+        memory: bytes of shared memory, or a text as ``"512MB"``, at least 256 KiB, that they may take together with those
+            on which the next step works, or that your loop keeps. Each worker of the step before has an equal share.
+            A larger item passes alone, in its turn; small ones are counted by messages of 256 KiB. Not in the serial engine.
     Raises:
-        GraphError: ``maxsize`` is not a whole number of at least 1.
+        GraphError: ``maxsize`` is not a whole number of at least 1, or ``memory`` is no such size.
     """
-    return Queue(count(maxsize, "maxsize", "qf.queue(4)"))
+    return Queue(count(maxsize, "maxsize", "qf.queue(4)"), budget(memory, 'qf.queue(4, memory="512MB")'))

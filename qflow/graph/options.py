@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from qflow.errors import GraphError, got
-from qflow.graph import bytesizes
-from qflow.graph.sizes import count
+from qflow.graph.sizes import budget, count, nbytes
 
 ON_ERROR = ("raise", "skip", "collect")
 
@@ -113,10 +112,7 @@ def _seconds(value: Any, where: str) -> float:
 
 
 def _bytes(value: Any, where: str) -> int:
-    try:
-        return bytesizes.parse(value) if isinstance(value, str) else count(value, "max_memory", where.format('max_memory="2GB"'))
-    except ValueError as error:
-        raise GraphError(f"`max_memory` is a number of bytes or a text: {error}.") from None
+    return nbytes(value, "max_memory", where.format('max_memory="2GB"'))
 
 
 def retry_of(value: Any, where: str = "qf.process({})") -> Retry:
@@ -161,13 +157,17 @@ class RunOptions:
         on_error: ``"raise"`` the first failure in its turn; ``"skip"`` failing items, which are counted and
             listed in ``run.failures``; ``"collect"``: as skip, and each listed failure has the value that failed.
         max_errors: more failures than this end the run with the last of them; None: any number is skipped.
+        memory: bytes of shared memory that the items of the run may take together; a text as ``"4GB"``, too. None: as
+            much as the queues' bounds in items let them take.
     """
 
     ordered: bool = True
     on_error: str = "raise"
     max_errors: int | None = None
+    memory: int | str | None = None
 
     def __post_init__(self) -> None:
+        budget(self.memory, 'pipe(xs, memory="4GB")')
         if not isinstance(self.ordered, bool):
             raise GraphError(f"`ordered` is True or False, but got {got(self.ordered)}.")
         if self.on_error not in ON_ERROR:

@@ -17,6 +17,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from qflow.graph import bytesizes
 from qflow.graph.flow import Each, Operator, Queue, through
 from qflow.graph.options import NOTHING, Options
 
@@ -59,12 +60,14 @@ class Plan:
         bounds: items that may wait before each group, and at last before the consumer; None: not
             written, one item or as many small ones as fit in 1 MiB, at most 4096.
         operators: what was planned, with sizes read: the meaning of the groups together.
+        budgets: bytes of shared memory of each channel; None: as much as its bound lets it take.
     """
 
     feed: tuple[Operator[Any, Any], ...]
     groups: tuple[Group, ...]
     bounds: tuple[int | None, ...]
     operators: tuple[Operator[Any, Any], ...] = ()
+    budgets: tuple[int | None, ...] = ()
 
     @property
     def row(self) -> tuple[Operator[Any, Any], ...]:
@@ -88,7 +91,8 @@ class Plan:
         rows += [(group.name, workers_text(group), inside_text(group)) for group in self.groups]
         names, workers = (max(len(row[column]) for row in rows) for column in (0, 1))
         steps = [f"{name:<{names}}  {who:<{workers}}  {inside}".rstrip() for name, who, inside in rows]
-        waits = [f"  |  {bound_text(bound)}" for bound in self.bounds]
+        channels = zip(self.bounds, self.budgets or (None,) * len(self.bounds), self.workers, strict=True)
+        waits = [f"  |  {bound_text(bound)}{budget_text(budget, n)}" for bound, budget, n in channels]
         return "\n".join([*itertools.chain.from_iterable(zip(steps, waits, strict=True)), "consumer"])
 
 
@@ -121,6 +125,14 @@ def bound_text(bound: int | None) -> str:
     return f"at most {_counted(bound, 'item waits', 'items wait')}"
 
 
+def budget_text(budget: int | None, producers: int) -> str:
+    """The bytes of one channel, in words."""
+    if budget is None:
+        return ""
+    each = f", {bytesizes.show(budget / producers)} of each worker" if producers > 1 else ""
+    return f", in {bytesizes.show(budget)}{each}"
+
+
 def _counted(number: int, one: str, several: str) -> str:
     return f"{number} {one if number == 1 else several}"
 
@@ -141,13 +153,14 @@ class _Draft:
         return self.n == 1 or all(isinstance(operator, Each) and not operator.expands for operator in operators)
 
 
-def make_plan(operators: Sequence[Operator[Any, Any]], defaults: Options) -> Plan:
-    """Resolve sizes, lower, fuse and name; the defaults are for marks that say nothing."""
+def make_plan(operators: Sequence[Operator[Any, Any]], defaults: Options, memory: int | None = None) -> Plan:
+    """Resolve sizes, lower, fuse and name; the defaults are for marks that say nothing, ``memory`` for all channels."""
     resolved = tuple(operator.resolve().filled(defaults) for operator in operators)
     flat = [part for operator in resolved for part in operator.lower()]
     feed: list[Operator[Any, Any]] = []
     drafts: list[_Draft] = []
     bounds: list[int | None] = [None]
+    written: dict[int, int | None] = {}  # budgets of channels
     waiting: list[Operator[Any, Any]] = []  # unmarked operators that no group has taken yet
 
     def settle(before: _Draft | None) -> None:
@@ -165,6 +178,7 @@ def make_plan(operators: Sequence[Operator[Any, Any]], defaults: Options) -> Pla
         if isinstance(operator, Queue):
             settle(None)
             bounds[-1] = operator.maxsize
+            written[len(bounds) - 1] = operator.memory
         elif operator.placement is not None:
             draft = _Draft([operator], operator.workers or 1, operator.placement, operator)
             settle(draft)
@@ -177,7 +191,21 @@ def make_plan(operators: Sequence[Operator[Any, Any]], defaults: Options) -> Pla
         else:
             waiting.append(operator)
     settle(None)
-    return Plan(tuple(feed), tuple(_named(drafts)), tuple(bounds), resolved)
+    plan = Plan(tuple(feed), tuple(_named(drafts)), tuple(bounds), resolved)
+    return dataclasses.replace(plan, budgets=tuple(_budgets(plan, written, memory)))
+
+
+def _budgets(plan: Plan, written: dict[int, int | None], memory: int | None) -> Iterator[int | None]:
+    """The bytes of each channel: what is written at it, and at most its part of the run's.
+
+    Half of the run's bytes are split evenly, half by the items that a channel may hold: an early channel may hold a few large
+    items, and the last one many small ones.
+    """
+    takers = (*plan.workers[1:], 1)
+    items = [max((bound or 1) + n, before) for bound, before, n in zip(plan.bounds, plan.workers, takers, strict=True)]
+    for number, most in enumerate(items):
+        part = None if memory is None else int(memory * (1 / len(items) + most / sum(items)) / 2)
+        yield min((each for each in (written.get(number), part) if each is not None), default=None)
 
 
 def _named(drafts: Sequence[_Draft]) -> Iterator[Group]:

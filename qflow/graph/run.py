@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from qflow.errors import GraphError, StepTimeout, got
 from qflow.graph.options import MARK_WORDS, RunOptions, options_of
+from qflow.graph.sizes import budget
 from qflow.graph.source import check_source, source_length
 
 if TYPE_CHECKING:
@@ -262,7 +263,9 @@ def plan(flow: Flow[Any, Any], options: dict[str, Any]) -> Plan:
     """The flow's plan for this moment: sizes read, workers counted."""
     from qflow.graph.plan import make_plan
 
-    return make_plan(flow.operators, options_of(options, "pipe(xs, {})"))
+    defaults = {word: value for word, value in options.items() if word != "memory"}
+    memory = budget(options.get("memory"), 'pipe(xs, memory="4GB")')
+    return make_plan(flow.operators, options_of(defaults, "pipe(xs, {})"), memory)
 
 
 def length(flow: Flow[Any, Any], source: Any) -> int:
@@ -288,7 +291,7 @@ def start(flow: Flow[Any, Any], source: Any, engine: str | Engine, given: dict[s
         raise GraphError(f"A run has no option `{unknown}`: there are {words}.")
     options = RunOptions(**{word: value for word, value in given.items() if word in own})
     chosen = engine_of(engine)
-    planned = plan(flow, defaults)
+    planned = plan(flow, defaults | {"memory": options.memory})
     return chosen.start(flow, planned, source, row_length(planned.operators, source_length(source)), options)
 
 

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from qflow.errors import GraphError, got
+from qflow.graph import bytesizes
+
+LEAST_BUDGET = 256 * 1024  # bytes
 
 Size = int | Callable[[], int] | Any  # the last: a multiprocessing.Value
 
@@ -24,6 +27,29 @@ def count(value: object, word: str, example: str) -> int:
     if number < 1:
         raise GraphError(f"{word} must be a whole number of at least 1, but got {got(value)}. Write for example `{example}`.")
     return number
+
+
+def nbytes(value: object, word: str, example: str) -> int:
+    """A number of bytes, at least 1, or a GraphError that names `word`.
+
+    >>> nbytes("2GB", "max_memory", 'qf.process(max_memory="2GB")')
+    2000000000
+    """
+    try:
+        return bytesizes.parse(value) if isinstance(value, str) else count(value, word, example)
+    except ValueError as error:
+        raise GraphError(f"`{word}` is a number of bytes or a text: {error}.") from None
+
+
+def budget(value: object, example: str) -> int | None:
+    """Bytes that ``memory=`` lets a channel or a run take, as `nbytes`; None: any number."""
+    size = None if value is None else nbytes(value, "memory", example)
+    if size is not None and size < LEAST_BUDGET:
+        raise GraphError(
+            f"`memory` is a number of bytes, or a text with a unit, of at least 256 KiB, which a message of small values "
+            f"takes; but got {got(value)}. Write for example `{example}`."
+        )
+    return size
 
 
 def size(value: Size, word: str, example: str) -> Size:

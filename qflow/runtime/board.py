@@ -15,6 +15,8 @@ Every word is a native-aligned 64-bit number with one writer at a time. The word
     taker_waits         how often somebody has
     lane_wait           who waits for ``taken`` to grow
     quick               1: producers leave out the fence between what they store and their look at who waits
+    pages[c]            bytes that cell ``c`` has pages for, at most: its producer stores more before it writes, less after
+                        it gave some back. It outlives the run, as the pages do
 
 An entry is a cell with one value, or with ``count`` small ones (PACKED), which grow until it is CLOSED, or another
 entry follows, or the item is ENDED. ``done`` says of how many input values of its claim the producer has given all
@@ -28,6 +30,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import mmap
 from collections.abc import MutableSequence
 from itertools import accumulate
 from typing import Any
@@ -60,6 +63,11 @@ OFFSET, CALLS = 35, 3  # where an offset in an entry, and the calls of user code
 Words = MutableSequence[int]
 
 
+def in_pages(size: int) -> int:
+    """The bytes of the pages that so many bytes lie in."""
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
 class Phase(enum.IntEnum):
     """What a worker does with user data when it dies, and so what the death is charged to."""
 
@@ -82,6 +90,8 @@ class EdgeShape:
         small: bytes of small items that each producer may let wait.
         most: values of one entry, and of one claim.
         packed: small values that each producer may let wait.
+        share: bytes of pages that the large cells of each producer may have together; 0: any number. A larger
+            value passes in its turn, when no other such value of the edge is in use.
         slack: lanes that must be free before a producer that waited goes on, so that it is woken
             once for many small items.
     """
@@ -95,6 +105,7 @@ class EdgeShape:
     slack: int = 0
     most: int = 1
     packed: tuple[int, ...] = ()
+    share: int = 0
 
     @property
     def large(self) -> int:
@@ -117,24 +128,26 @@ class EdgeShape:
         return min(self.cells + 2, SMALL_DEPTH if self.extra else MOST_DEPTH)
 
 
-def edge_shape(bound: int | None, producers: int, takers: int, *, ordered: bool) -> EdgeShape:
+def edge_shape(bound: int | None, producers: int, takers: int, *, ordered: bool, memory: int | None = None) -> EdgeShape:
     """An edge for a queue bound: items of the producers' hands and the queue, one cell for each taker at work.
 
     Claims are limited by the window, so that a step which gives one result an item never has more than
     ``bound`` of them waiting beside one in each producer's hands. Unordered, the window is wider. A step that
     gives several results an item is limited by its cells, of which each of its workers has at least one.
-    What takers of a large written queue hold of it beside one value each, less of it may wait.
+    What takers of a large written queue hold of it beside one value each, less of it may wait. ``memory``: bytes
+    of the edge, split evenly over its producers, so that none need ask another one.
     """
     waiting = 1 if bound is None else min(bound, MOST_WAITING)
+    share = 0 if memory is None else in_pages(max(1, memory // producers - mmap.PAGESIZE + 1))
     base = _shares(waiting + takers, producers)
     window = producers + (LANES if bound is None else waiting)
     window = window if ordered else max(window, LANES + producers)
     if bound is not None:
         most = max(1, waiting // (8 * max(producers, takers)))
         packed = _shares(waiting + takers - takers * most, producers)
-        return EdgeShape(producers, takers, window, base, 0, 0, 0, most, packed)
+        return EdgeShape(producers, takers, window, base, 0, 0, 0, most, packed, share)
     packed = _shares(MANY, producers)
-    return EdgeShape(producers, takers, window, base, SMALL_CELLS, WAITING // producers, SLACK, MOST_VALUES, packed)
+    return EdgeShape(producers, takers, window, base, SMALL_CELLS, WAITING // producers, SLACK, MOST_VALUES, packed, share)
 
 
 def _shares(values: int, producers: int) -> tuple[int, ...]:
@@ -165,8 +178,10 @@ def shape_of(plan: Plan, *, ordered: bool = True) -> Shape:
     last = len(takers) - 1
     return Shape(
         tuple(
-            edge_shape(bound, producers, taking, ordered=ordered or e < last)
-            for e, (bound, producers, taking) in enumerate(zip(plan.bounds, plan.workers, takers, strict=True))
+            edge_shape(bound, producers, taking, ordered=ordered or e < last, memory=memory)
+            for e, (bound, memory, producers, taking) in enumerate(
+                zip(plan.bounds, plan.budgets, plan.workers, takers, strict=True)
+            )
         )
     )
 
@@ -175,7 +190,7 @@ class Edge:
     """The words of one edge."""
 
     def __init__(self, shape: EdgeShape, first: int, cut: Any) -> None:
-        self.shape, self.first = shape, first
+        self.shape, self.first, self.share = shape, first, shape.share
         self.window, self.depth, self.cells_each = shape.window, shape.depth, shape.cells
         self.head: Words = cut(shape.window)
         self.entry: Words = cut(shape.window * shape.depth)
@@ -189,6 +204,7 @@ class Edge:
         self.taker_waits: Words = cut(1)
         self.lane_wait: Words = cut(1)
         self.quick: Words = cut(1)
+        self.pages: Words = []  # cut when all else is
 
 
 class Board:
@@ -202,6 +218,9 @@ class Board:
     ``at``: 0 what it does on user data: the phase (`Phase`), how many calls of user code the value has had, and
     its offset; 1 the entry's place + 1; 2 nanoseconds of the monotonic clock when this result began.
     ``counts``: 0 nanoseconds in the step's code, 1 values taken, 2 results given, 3 tries after the first.
+
+    Attributes:
+        of_run: how many of the words are of one run; those behind them last as long as the cells.
     """
 
     HAND, JOB, AT, COUNTS = 3, 15, 3, 4
@@ -215,6 +234,9 @@ class Board:
         self.job = [self._cut(self.JOB) for _ in range(shape.participants)]
         self.at = [self._cut(self.AT) for _ in range(shape.participants)]
         self.counts = [self._cut(self.COUNTS) for _ in range(shape.participants)]
+        self.of_run = self._at
+        for edge in self.edges:
+            edge.pages = self._cut(edge.shape.all_cells)
 
     def _cut(self, count: int) -> Any:
         self._at += count
@@ -223,5 +245,5 @@ class Board:
 
 def words_needed(shape: Shape) -> int:
     """How many words a board of this shape has."""
-    per_edge = (edge.window * (1 + 3 * edge.depth) + edge.producers * (edge.cells + 1) + 6 for edge in shape.edges)
+    per_edge = (edge.window * (1 + 3 * edge.depth) + edge.producers * (2 * edge.cells + 1) + 6 for edge in shape.edges)
     return 1 + sum(per_edge) + shape.participants * (Board.HAND + Board.JOB + Board.AT + Board.COUNTS)

@@ -19,6 +19,7 @@ from qflow.runtime.log import REGIONS
 from qflow.runtime.memory import Cells, anonymous, bytes_needed, mapped, stride_for, words_of
 from qflow.runtime.worker import CURSOR, Berth
 
+RESTING = 256 << 20  # bytes of pages that are kept between runs: the next one begins in warm memory
 Kept = tuple[int, int, int]  # edge, cell, and the participant whose step keeps views on it
 
 
@@ -94,7 +95,7 @@ class Channels:
 
     def reset(self, kept: Iterable[Kept]) -> None:
         """Be ready for a new run; steps have kept views on some cells."""
-        self._words.cast("B")[:] = bytes(8 * len(self._words))
+        self._words.cast("B")[: 8 * self.board.of_run] = bytes(8 * self.board.of_run)
         self.leases.restore(self.board)
         for edge, cell, who in kept:
             self.board.edges[edge].cell[cell] = KEPT | who
@@ -102,6 +103,21 @@ class Channels:
             _drain(read)
             if n > 1:
                 os.write(write, CURSOR.pack(1, 0, 0))
+
+    def trim(self, kept: Iterable[Kept]) -> None:
+        """Between runs, give pages back but for `RESTING` bytes, the largest cells' first, but not under views."""
+        edges = self.board.edges
+        self.leases.collect()
+        viewed = {(len(edges) - 1, cell) for cell in self.leases.held} | {(edge, cell) for edge, cell, _ in kept}
+        found = [(pages, e, cell) for e, edge in enumerate(edges) for cell, pages in enumerate(edge.pages) if pages]
+        left, cells = sum(pages for pages, *_ in found), {len(edges) - 1: self.leases.cells}
+        for pages, e, cell in sorted(found, reverse=True):
+            if left > RESTING and (e, cell) not in viewed:
+                if e not in cells:
+                    cells[e] = self._cells(e)
+                cells[e].punch(cell)
+                edges[e].pages[cell] = 0
+                left -= pages
 
     def ring(self, who: int) -> None:
         """Wake a participant."""

@@ -219,6 +219,11 @@ class Crew:
             self.supervisor.stop()
             self.supervisor = None
 
+    def trim(self) -> None:
+        """At rest, give back memory that a next run does not need for its beginning."""
+        with contextlib.suppress(ResourceError):  # no addresses to do it
+            self.channels.trim(kept for each in self._kept.values() for kept in each)
+
     def close(self, *, linger: bool = False) -> None:
         """End the workers and give everything back; interrupted, it goes on where it was when called again."""
         self.end_run()
@@ -266,7 +271,11 @@ class Crew:
 
 def key_of(plan: Plan, ordered: bool) -> Any:
     """What must be equal for a crew to run a plan."""
-    return tuple((group.name, group.n, group.placement, group.stream) for group in plan.groups), plan.bounds, ordered
+    return (
+        tuple((group.name, group.n, group.placement, group.stream) for group in plan.groups),
+        (plan.bounds, plan.budgets),
+        ordered,
+    )
 
 
 def _processes(plan: Plan, shape: Shape) -> Iterator[tuple[int, tuple[int, ...]]]:

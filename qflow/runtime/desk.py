@@ -106,6 +106,8 @@ class Desk:
             "other": lambda: self._mixed(other()),
             "fill": self._fill,
             "add": self._filling.add,
+            "punch": outputs.punch,
+            "give back": inputs.punch,
             "release": self._release,
         }
 
@@ -114,6 +116,7 @@ class Desk:
         self.orders, self._gate = orders, gate or self._gate
         self._claim, self._reader, self._values, self._outcome = NO_CLAIM, None, None, None  # of a run that was cancelled
         self._begun, self._most, self._blanked = 0, 1, (-1, -1)
+        self.outputs.forget()
         self._careful = bool(orders.verdicts or orders.suspects or orders.poison)
         self._function = None if self._careful or self.group is None else _plain(self.group)
         options = NOTHING if self.group is None else self.group.options

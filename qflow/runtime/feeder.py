@@ -38,6 +38,7 @@ class Feeder:
         self._waiting = False
         self._hold = hold
         self._done = threading.Event()  # not `join`, which would give a thread of `_thread` a name that stays
+        crew.channels.first.forget()
         self._filling = Filling(crew.channels.first)
         self._items = parcels(values, plan.feed, crew.channels.first.stride, collect=collect, many=plan.bounds[0] is None)
 
@@ -96,6 +97,8 @@ class Feeder:
                     return False
                 if word == "ring":
                     channels.ring(action[1])
+                elif word == "punch":
+                    channels.first.punch(*action[1:])
                 else:
                     outcome = (self._filling.fill if word == "fill" else self._filling.add)(*action[1:])
             action = None

@@ -3,7 +3,8 @@
 A channel's cells lie in one sparse ``memfd``: each has a huge fixed stride of addresses and takes
 pages only as it is written, so that any item fits one cell and no memory is mapped per item (fresh
 pages cost 1.4 GB/s, warm ones 20 to 50, design notes section 5). Nothing is in /dev/shm, nothing has
-a name, and the pages go with the last process. The size is sealed, so nobody can cut a page away.
+a name, and the pages go with the last process. The size is sealed, so nobody can cut a page away. A cell keeps its pages
+until holes are punched: when bytes are bounded, after a rare giant (`turn`), or between runs (`channels`).
 
 Where the kernel has no ``memfd``, a file without a name takes its place. Its folder may be full, and a write
 to a page that it can't have ends the process (SIGBUS): there, pages are allocated before they are written.
@@ -27,7 +28,7 @@ import numpy as np
 
 from qflow.errors import ResourceError
 from qflow.graph.plan import SMALL
-from qflow.runtime.board import EdgeShape
+from qflow.runtime.board import EdgeShape, in_pages
 from qflow.runtime.environment import lacking
 
 MOST_STRIDE = 1 << 36  # bytes of addresses per cell: an item may have 64 GiB
@@ -176,6 +177,16 @@ class Cells:
         """Return the pages of all large cells to the system but for those on which views are kept."""
         for cell in {*range(self.shape.all_cells)} - {*kept}:
             if cell % self.shape.cells < self.shape.large:
-                with contextlib.suppress(OSError):  # few file systems can
-                    self._map.madvise(mmap.MADV_REMOVE, self._start(cell), self.stride)
+                self.punch(cell)
+
+    def forget(self) -> None:
+        """Between runs others may have given pages back."""
         self._reserved.clear()
+
+    def punch(self, cell: int, keep: int = 0) -> None:
+        """Return the pages of a large cell to the system but for those of its first ``keep`` bytes."""
+        self._reserved.pop(cell, None)
+        keep = in_pages(keep)
+        if keep < self.stride:
+            with contextlib.suppress(OSError):  # few file systems can
+                self._map.madvise(mmap.MADV_REMOVE, self._start(cell) + keep, self.stride - keep)
