@@ -54,16 +54,18 @@ def test_a_worker_has_loaded_little_more_than_numpy() -> None:
 def test_a_run_that_fails_before_it_has_workers_leaves_no_nursery() -> None:
     done = script(
         """
-        import os, threading
+        import os, sys, threading
         import qflow as qf
         from qflow.runtime import nursery
+        sys.path.append(os.environ["TESTS"])
         from scenario import descendants
         lock = threading.Lock()
         try:
             qf.run(lambda x: lock, [0])
         except qf.GraphError as error:
             print('lock' in str(error), list(descendants(os.getpid())), nursery._shared["forkserver"].users)
-        """
+        """,
+        TESTS=os.path.dirname(__file__),
     )
     assert done.stdout == "True [] 0\n", done
 

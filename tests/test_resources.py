@@ -163,7 +163,7 @@ def test_a_small_limit_of_file_size_makes_small_cells() -> None:
         """
         import resource
         import qflow as qf
-        resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 20, 64 << 20))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (256 << 20, 256 << 20))
         print(list(qf.run(qf.process(n=2)(abs), [-1])))
         """
     )
@@ -230,7 +230,7 @@ FULL = """
 
 @pytest.mark.parametrize("source", ["[1, 1_000_000]", "[np.ones(1_000_000, int)]"], ids=["worker", "source"])
 def test_a_full_folder_is_an_error_and_not_a_crash_where_there_is_no_memfd(source: str) -> None:
-    done = script(FULL.format(source=source), within=mounted("mount -t tmpfs -o size=1m tmpfs /dev/shm"), QFLOW_WITHOUT="memfd")
+    done = script(FULL.format(source=source), within=mounted("mount -t tmpfs -o size=6m tmpfs /dev/shm"), QFLOW_WITHOUT="memfd")
     error, *_, result = done.stdout.splitlines() or [""]
     assert "bytes of shared memory were refused: [Errno 28] No space left on device" in error, done
     assert error.split()[0].isdigit()

@@ -459,7 +459,8 @@ POOLS = """
 
 
 def test_multiprocessing_passes_a_reference() -> None:
-    assert script(POOLS).stdout == "[('b', 1), ('c', 1), ('b', 1)]\n" * 3
+    done = script(POOLS, PYTHONPATH=os.pathsep.join(filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH")])))
+    assert done.stdout == "[('b', 1), ('c', 1), ('b', 1)]\n" * 3
 
 
 def test_a_forked_copy_shares_it_and_keeps_it() -> None:

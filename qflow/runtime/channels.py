@@ -20,6 +20,7 @@ from qflow.runtime.memory import Cells, anonymous, bytes_needed, mapped, stride_
 from qflow.runtime.worker import CURSOR, Berth
 
 RESTING = 256 << 20  # bytes of pages that are kept between runs: the next one begins in warm memory
+ZEROS = bytes(1 << 16)
 Kept = tuple[int, int, int]  # edge, cell, and the participant whose step keeps views on it
 
 
@@ -95,7 +96,9 @@ class Channels:
 
     def reset(self, kept: Iterable[Kept]) -> None:
         """Be ready for a new run; steps have kept views on some cells."""
-        self._words.cast("B")[: 8 * self.board.of_run] = bytes(8 * self.board.of_run)
+        words, size = self._words.cast("B"), 8 * self.board.of_run
+        for start in range(0, size, len(ZEROS)):
+            words[start : min(size, start + len(ZEROS))] = ZEROS[: size - start]
         self.leases.restore(self.board)
         for edge, cell, who in kept:
             self.board.edges[edge].cell[cell] = KEPT | who
