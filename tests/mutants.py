@@ -150,10 +150,10 @@ MUTANTS = {
         {"simulated": "each of its runs has memory of its own"},
     ),
     "what was taken is not written down": Mutant(
-        "stream_desk", "                    end = self._log.append(end, encode(value))", "                    pass"
+        "stream_desk", "                end = self._log.append(end, contents(entered))", "                pass"
     ),
     "what is kept is not written down": Mutant(
-        "stream_desk", "encode(row.states)", "encode([(given, None) for given, _ in row.states])"
+        "stream_desk", "for given, state in row.states:", "for given, state in [(given, None) for given, _ in row.states]:"
     ),
     "a stream begins anew": Mutant("stream_desk", "        for value in entered:\n            self._row.enter(value)\n", ""),
     "cells under a step's views are freed": Mutant(

@@ -34,6 +34,7 @@ PUBLIC = {
     "StepError",
     "TransportError",
     "WorkerDied",
+    "empty",
     "engines",
     "filter",
     "map",

@@ -92,7 +92,8 @@ def test_a_sample_counts_what_the_process_has():
     thread = threading.Thread(target=lambda: (gone.wait(), wait.set()))
     thread.start()
     child = subprocess.Popen(["sleep", "60"])
-    private = np.ones(1 << 22)
+    private = np.frombuffer(mmap.mmap(-1, 1 << 25))  # memory that the heap does not have already
+    private[:] = 1
     with mmap.mmap(kept[1], 1 << 22) as memory:
         memory[:] = b"x" * (1 << 22)
         now = sample(os.getpid(), 1)

@@ -16,7 +16,9 @@ from qflow.errors import InternalError
 from qflow.graph.markers import CLOSE
 from qflow.graph.plan import SMALL
 from qflow.runtime import table
-from qflow.runtime.packed import PAUSE, Packer, Row
+from qflow.runtime.log import REGIONS, Log
+from qflow.runtime.memory import Memory
+from qflow.runtime.packed import PAUSE, Packer, Row, contents
 from qflow.runtime.template import LEAST, MORE, ROW, TEXTS, describe, of_key
 
 numbers = st.integers(LEAST, MORE - 1) | st.floats() | st.booleans() | st.none() | st.floats(width=32).map(np.float32)
@@ -40,7 +42,7 @@ def bits(value):
     """A value as text that tells its types, dtypes, shapes and every bit."""
     match value:
         case np.ndarray():
-            return f"array {value.dtype} {value.shape} {value.flags.writeable} {value.tobytes()!r}"
+            return f"array {value.dtype} {value.shape} {value.tobytes()!r}"
         case np.generic():
             return f"{type(value)} {value.tobytes()!r}"
         case torch.Tensor():
@@ -296,6 +298,16 @@ def test_after_a_change_rows_come_again():
     packer = Packer()
     assert rows([1.0] * 100, packer)[-1]
     assert rows([{"x": k} for k in range(3 * PAUSE)], packer)[-1]
+
+
+@given(st.lists(st.tuples(structures, st.integers(1, 6)), max_size=5), st.integers(0, 3))
+def test_what_is_written_down_is_read_again(groups, start):
+    values = [value for value, count in groups for _ in range(count)]
+    log = Log(Memory(-1, REGIONS * (1 << 24)), 1 << 24)
+    end = log.append(log.append(0, contents(values[:start])), contents(values[start:]))
+    assert [bits(each) for each in log.records(end)] == [bits(each) for each in values]
+    log.write_snapshot(1, contents(values))
+    assert [bits(each) for each in itertools.islice(log.snapshot(1), len(values))] == [bits(each) for each in values]
 
 
 # ---- through workers

@@ -142,6 +142,7 @@ class SimulatedRun(Run[Any]):
         inputs, outputs = PlainCells(self._contents[number]), PlainCells(self._contents[number + 1])
         own = self._board, self._names, number, who, inputs, outputs
         desk = StreamDesk(*own, self._logs[number]) if number in self._logs else Desk(*own)
+        desk.now = int  # no time goes by: the same seed is the same run
         desk.caught = (Exception, KeyboardInterrupt, SystemExit, GeneratorExit)
         _here(desk, self._open)(desk, number, orders)
         desk.unkept = lambda cell: self._play(desk, desk.taker.unkeep(cell))

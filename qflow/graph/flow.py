@@ -205,6 +205,10 @@ class Accumulator(ABC):
     def add(self, value: Any) -> Iterator[Any]:
         """The results that a value brings."""
 
+    def take(self, values: list[Any]) -> int:
+        """Take the first of several values, none of which brings a result -> how many; a quicker way for many."""
+        return 0
+
     def finish(self) -> Iterator[Any]:
         """The results that come when there are no more values."""
         return iter(())

@@ -11,7 +11,7 @@ import builtins
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from operator import is_
 from typing import Any, ClassVar, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, Unpack, cast, final, overload
 
@@ -119,9 +119,14 @@ class Step(Each[A, B], Generic[A, B, P, R]):
         return type(self)(function or self.function, options or self.options, self._origin or self)
 
     def outputs(self, value: Any) -> Iterable[Any]:
-        return results(self.function(value))
+        return self.given(self.function(value))
+
+    def given(self, result: Any) -> Iterable[Any]:
+        """The values that a result of the function stands for."""
+        return results(result)
 
     def plain(self) -> Callable[[Any], Any] | None:
+        """The function, if all that is done with a value is to call it, but for values that are markers of ours."""
         return self.function.plain() if self.retry is None else None
 
     def length(self, items: int) -> int | None:
@@ -260,13 +265,13 @@ class Elements(Step[Any, Any, Any, Any]):
     word = "pool"
     placement = "process"
 
-    def plain(self) -> None:
-        return None
-
     def outputs(self, value: Any) -> Iterable[Any]:
         if value is CLOSE:
             return (CLOSE,)
-        outputs = results(self.function(value.value if type(value) is Quoted else value))
+        return self.given(self.function(value.value if type(value) is Quoted else value))
+
+    def given(self, result: Any) -> Iterable[Any]:
+        outputs = results(result)
         quoted = (_quoted(output) for output in outputs)
         return tuple(quoted) if type(outputs) is tuple else quoted
 
@@ -294,6 +299,11 @@ class Gathered(Accumulator):
             yield gathered
         else:
             self._list.append(value.value if type(value) is Quoted else value)
+
+    def take(self, values: list[Any]) -> int:
+        taken = [*takewhile(lambda value: value is not CLOSE and type(value) is not Quoted, values)]
+        self._list += taken
+        return len(taken)
 
     @property
     def state(self) -> Any:

@@ -59,18 +59,23 @@ class Sized(Stream[A, Any]):
 class Group(Accumulator):
     """The elements of a group that is not yet full."""
 
-    def __init__(self, regroup: Sized[Any], state: Any, elements: Callable[[Any], Iterable[Any]]) -> None:
+    def __init__(self, regroup: Sized[Any], state: Any, elements: Callable[[Any], Iterable[Any]] | None = None) -> None:
         self._size, self._drop_last = read_size(regroup.size, "size", f"qf.{regroup.word}(64)"), regroup.drop_last
         self._elements = elements
         self._group: list[Any] = list(state or ())
 
     def add(self, value: Any) -> Iterator[Any]:
         # Not toolz.partition_all: it reads one group ahead, which delays each list and loses one at an error.
-        for element in self._elements(value):
+        for element in (value,) if self._elements is None else self._elements(value):
             self._group.append(element)
             if len(self._group) == self._size:
                 yield self._emptied()
             del element  # not kept alive while the next one is made
+
+    def take(self, values: list[Any]) -> int:
+        taken = values[: self._size - 1 - len(self._group)] if self._elements is None else []
+        self._group += taken
+        return len(taken)
 
     def finish(self) -> Iterator[Any]:
         if self._group and not self._drop_last:
@@ -92,7 +97,7 @@ class Pack(Sized[Any]):
     word = "pack"
 
     def accumulator(self, state: Any = None) -> Accumulator:
-        return Group(self, state, lambda value: (value,))
+        return Group(self, state)
 
     def length(self, items: int) -> int | None:
         number = read_size(self.size, "size", "qf.pack(64)")

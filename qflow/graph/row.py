@@ -9,7 +9,8 @@ streams keep:
 
 A result comes with its index path (the source item's number, then the position among the results of
 each iterator; a stream numbers its results anew) and with what is known of it: whether it is the `LAST`,
-and whether it is a `Failed` in place of a result (which a user's value may be, too).
+and whether it is a `Failed` in place of a result (which a user's value may be, too). Where that is asked for, results that
+are there already may come together, as a list that is known to be `MANY`, with the path of the first.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ Results = Generator[Result, None, None]
 Eaches = tuple[Each[Any, Any], ...]
 Caught = type[BaseException] | tuple[type[BaseException], ...]
 NO_ITEM: Any = object()
-LAST, FAILED = 1, 2
+_EMPTY: list[Any] = []
+LAST, FAILED, MANY = 1, 2, 4
+_THERE = type(iter(_EMPTY))  # an iterator whose values are there already
 
 
 class Failed(NamedTuple):
@@ -51,6 +54,7 @@ class Watch:
         enter: called before user code, inside what is caught.
         leave: called after it.
         copy: keeps a value so that the function it returns gives it afresh, for a step that is tried again.
+        many: results may come together.
         digest: of a value and the digest of those before it, to see whether an iterator that is tried again gives the same.
     """
 
@@ -59,6 +63,7 @@ class Watch:
     leave: Callable[[], None] | None = None
     copy: Callable[[Any], Callable[[], Any]] | None = None
     digest: Callable[[Any, int], int] | None = None
+    many: bool = False
 
     def call(self, operator: Operator[Any, Any], function: Callable[[Any], Any], value: Any) -> Any:
         """Call a function of an operator."""
@@ -115,6 +120,13 @@ class Row:
         if called is not None:
             return through_each(self._parts[0], value, path, self._watch, reload, called)
         return self._after(0, value, path, reload)
+
+    def take(self, values: list[Any]) -> int:
+        """Let the first stream take the first of several values, none of which brings a result -> how many."""
+        taken = 0 if self._parts[0] or not self._kept else self._kept[0].take(values)
+        if self.entered is not None:
+            self.entered += values[:taken]
+        return taken
 
     def enter(self, value: Any) -> None:
         """Let the first stream take a value again that it had `entered`."""
@@ -237,6 +249,10 @@ def _several(
 ) -> Generator[Result, None, tuple[BaseException | None, int, Given]]:
     """The results of an iterator, each through the operators after it, but for those given before -> error, its place, given."""
     position = digest = 0
+    if watch.many and type(results) is _THERE and not operators and operator.retry is None:
+        found = [*results]
+        yield (*path, 0), found, MANY
+        return None, len(found), Given(len(found))
     digested = None if operator.retry is None else watch.digest
     while True:
         try:
@@ -249,7 +265,7 @@ def _several(
         if position >= given.number:
             given = Given(position + 1, digest)
             for below, result, known in through_each(operators, each, (*path, position), watch):
-                yield below, result, known & FAILED
+                yield below, result, known & (FAILED | MANY)
         elif position + 1 == given.number and digest != given.digest:
             return other(), position, given
         position += 1

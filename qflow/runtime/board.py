@@ -6,7 +6,7 @@ Every word is a native-aligned 64-bit number with one writer at a time. The word
     head[lane]          item << SHIFT | entries published for it; the store publishes an entry
     entry[lane, k]      cell << 4 | kind
     grown[lane, k]      ENDED, CLOSED | given << 32 | done << 16 | count; the store commits a value
-    mark[lane, k]       of an iterator's results: their digest << 32 | given; of a stream or feed: values in lanes before this one
+    mark[lane, k]       of an iterator: the last result's digest << 32 | given; of a stream or feed: values in earlier lanes
     cell[c]             0: free; the tag of the entry it holds; KEPT | w: taker w keeps a view on it
     cell_wait[a]        producer a waits for a cell
     taken               lanes below this are wholly taken

@@ -11,22 +11,21 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from qflow.errors import NondeterministicStep, TransportError
-from qflow.graph.flow import results
 from qflow.graph.markers import CLOSE
 from qflow.graph.options import NOTHING
 from qflow.graph.plan import SMALL, Group
-from qflow.graph.row import FAILED, LAST, NO_ITEM, Caught, Failed, Path, Results, Row, Watch, fewer, other
-from qflow.runtime.board import CALLS, DATA, END, ERROR, OFFSET, PACKED, VIEWS, Board, Phase
-from qflow.runtime.codec import Encoded, decode, digest, encode, path_of, poison
+from qflow.graph.row import FAILED, LAST, MANY, NO_ITEM, Caught, Failed, Path, Results, Row, Watch, fewer, other
+from qflow.runtime.board import CALLS, DATA, DONE, END, ERROR, GIVEN, OFFSET, PACKED, VIEWS, Board, Phase
+from qflow.runtime.codec import decode, digest, encode, path_of, poison
 from qflow.runtime.failure import bytes_of, failure_of, parcel_of
 from qflow.runtime.ledger import Orders, Verdict
 from qflow.runtime.log import copied
 from qflow.runtime.outgoing import Outgoing
-from qflow.runtime.packed import Filling, Packer, Plain, RecordReader, packs, read, small
+from qflow.runtime.packed import Filling, Packer, RecordReader, mark_of, mark_of_row, packs, read
 from qflow.runtime.table import Reader as Table
 from qflow.runtime.table import Single
 from qflow.runtime.turn import Claim, Dash, Parcel, Putter, Taker
@@ -68,6 +67,7 @@ class Desk:
         self.inputs, self.outputs = inputs, outputs
         self.at, self.counts = board.at[me], board.counts[me]
         self.taker = Taker(board, board.edges[number], me)
+        self.now: Callable[[], int] = time.monotonic_ns
         self.forked: list[bool] = []  # not empty in a copy of this process that user code has made
         self.caught: Caught = BaseException  # what user code may raise that is a failure of its item
         self.between: Callable[[], None] | None = None  # called when an item is finished
@@ -75,6 +75,8 @@ class Desk:
         self._gate = threading.Lock()
         self._kept: set[int] = set()  # input cells on which user code keeps views
         self._results: Results | None = None  # of the item at work, from its step
+        self._there: list[Any] = []  # of them, those that are there already, the next one last
+        self._first: Path = ()  # the path of the next of these
         self._answer: Parcel | None = None  # in place of them
         self._open = False  # more results may come
         self._path: Path = ()
@@ -87,7 +89,6 @@ class Desk:
         self._outgoing = Outgoing(outputs, self._packer)
         self._reader: Table | RecordReader | None = None  # of the small values in the worker's hands
         self._at_value = 0  # the offset of the value at work, for ``at``
-        self._digest = 0  # of the results of an iterator
         self._alone = False  # no two values are taken at once
         self._function: Callable[[Any], Any] | None = None  # of a step that may `Dash`
         self._blanked = -1, -1  # for which value a cell was begun last
@@ -101,6 +102,7 @@ class Desk:
             "dash": self._dash,
             "blank": self._blank,
             "begin": self._begin,
+            "spill": self._spill,
             "result": self._result,
             "fewer": lambda now, before: self._mixed(fewer(now, before)),
             "other": lambda: self._mixed(other()),
@@ -121,7 +123,7 @@ class Desk:
         self._function = None if self._careful or self.group is None else _plain(self.group)
         options = NOTHING if self.group is None else self.group.options
         self._alone = bool(options.limited or options.timeout or orders.verdicts or orders.suspects)
-        self._watch = Watch(self.caught, self._enter, self._leave, self._copy, digest)
+        self._watch = Watch(self.caught, self._enter, self._leave, self._copy, digest, many=not self.streams)
         self._row = self._row_at_start()
         self.at[0] = IDLE
 
@@ -189,7 +191,7 @@ class Desk:
     def _again(self, value: Any) -> Any:
         self._retries += 1
         self.counts[3] += 1
-        self.at[2] = time.monotonic_ns()
+        self.at[2] = self.now()
         return value
 
     # ---- items
@@ -222,7 +224,7 @@ class Desk:
             return None
         if self._claim != claim:
             self._read(claim)
-        if self._values is None or not isinstance(self._reader, Table) or self._reader.closing:
+        if self._values is None or not isinstance(self._reader, Table) or self._values[k] is CLOSE:
             return None
         self._blanked = claim.number, k
         return self._packer.blank(self._reader.words)
@@ -233,25 +235,28 @@ class Desk:
         if self._values is None or self._function is None or table is None or self._claim != claim:
             return k
         assert isinstance(reader, Table)
-        if reader.closing or reader.words != table.words:
+        if reader.words != table.words:
             return k
+        end = k
+        while reader.closing and end < claim.values and self._values[end] is not CLOSE:
+            end += 1
         dash = Dash(putter, self.at, self.ring, self.forked)
         nbytes = self._packer.row_bytes(table.template, table.words)
-        size = min(dash.room(nbytes), table.room, claim.values - k, DASH)
+        size = min(putter.room(nbytes), table.room, (end if reader.closing else claim.values) - k, DASH)
         if size <= 0:
             return k
         self._let_go()
         if self.forked:
             os._exit(0)
         self._retries = 0
-        self.at[2], self.at[1] = begun, _ = time.monotonic_ns(), claim.place + 1
+        self.at[2], self.at[1] = begun, _ = self.now(), claim.place + 1
         words, job, counts = table.words, self.board.job[self.me], self.counts
         job[9], job[11] = max(0, counts[1] - k), max(0, counts[2] - k)
         job[10] = claim.number + 1
         table.paths[table.rows * words : (table.rows + size) * words] = reader.paths[k * words : (k + size) * words]
         done = dash.run(self._function, table, claim, k, self._values[k : k + size], nbytes)
         self._outcome = dash.outcome
-        counts[0] += time.monotonic_ns() - begun
+        counts[0] += self.now() - begun
         counts[1] += done - k
         counts[2] += done - k
         job[10] = 0
@@ -264,7 +269,9 @@ class Desk:
         self._calls += 1
         if raised is not None:
             raise raised
-        return results(result)
+        assert self.group is not None
+        given: Iterable[Any] = self.group.operators[0].given(result)  # type: ignore[attr-defined]
+        return given
 
     def _begin(self, claim: Claim, k: int, putter: Putter) -> bool:
         """Load a value of a claim and start the step on it -> whether it has views on its cell."""
@@ -275,9 +282,9 @@ class Desk:
             self._let_go()
         self._k = k
         self._begun += 1
-        self._retries = self._calls = self._digest = 0
+        self._retries = self._calls = 0
         self._at_value = claim.offset + k << OFFSET
-        self.at[2], self.at[1] = time.monotonic_ns(), claim.place + 1
+        self.at[2], self.at[1] = self.now(), claim.place + 1
         self._results = None
         if self._row is None:
             assert self.orders.fatal is not None
@@ -341,14 +348,17 @@ class Desk:
         if self._results is None:
             answer, self._answer = self._answer, None
             return answer
-        self.at[2] = begun = time.monotonic_ns()
+        self.at[2] = begun = self.now()
         try:
-            path, value, known = next(self._results)
+            path, value, known = self._next_there() if self._there else next(self._results)
+            while known & MANY:
+                self._there, self._first = value[::-1], path
+                path, value, known = self._next_there() if self._there else next(self._results)
         except StopIteration:
             self._open = False
             return None
         finally:
-            self.counts[0] += time.monotonic_ns() - begun
+            self.counts[0] += self.now() - begun
         last = bool(known & LAST)
         self._open = not last
         if known & FAILED:
@@ -369,9 +379,38 @@ class Desk:
             return Parcel(DATA | END, nbytes, content, cell=cell)
         if last or self.streams:
             return Parcel(DATA | END if last else DATA, encoded.nbytes, encoded, packs=packs(encoded))
-        plain = encoded if isinstance(encoded, Plain | Encoded) else small(value, path)  # whether it is a row is no matter
-        self._digest = plain.digest(self._digest) or 1
-        return Parcel(DATA, encoded.nbytes, encoded, self._digest, packs(encoded))
+        return Parcel(DATA, encoded.nbytes, encoded, mark_of(encoded), packs(encoded))
+
+    def _next_there(self) -> tuple[Path, Any, int]:
+        path = self._first
+        self._first = (*path[:-1], path[-1] + 1)
+        return path, self._there.pop(), 0
+
+    def _spill(self, claim: Claim, k: int, given: int, putter: Putter) -> int:
+        """Put results that are there already into the open table, as many as it takes -> how many are given."""
+        table = self._filling.table
+        if not self._there or table is None or self._careful:
+            return given
+        nbytes, before, value = self._packer.row_bytes(table.template, table.words), table.rows, None
+        room = min(putter.room(nbytes), len(self._there))
+        closes = 0
+        while table.rows < before + room:
+            path, value, _ = self._next_there()
+            if not table.add(value, path):
+                self._there.append(value)
+                self._first = path
+                break
+            closes += value is CLOSE
+        count = table.rows - before
+        if count:
+            given += count
+            self._calls += count  # as if each had been sent by itself
+            self.counts[2] += count - closes
+            mark = mark_of_row(table.template, value) if table.rows == before + room else 0
+            putter.spilled(claim.number, count, count * nbytes, k << DONE | given << GIVEN, mark << GIVEN | given)
+            for _, who in putter._wake(claim.number):
+                self.ring(who)
+        return given
 
     def _failure(self, failed: Failed, path: Path, *, last: bool, group: int | None = None) -> Parcel:
         failure = failure_of(failed, path, os.getpid())._replace(group=self.number if group is None else group)
@@ -412,7 +451,7 @@ class Desk:
         """Drop the item; if its cell does not come back, user code keeps a view on it."""
         if self._open:
             self._close()
-        self._value, self._results, self._answer = NO_ITEM, None, None
+        self._value, self._results, self._answer, self._there = NO_ITEM, None, None, []
         cell, self._viewing = self._viewing, None
         if cell is not None:
             if cell in self.inputs.returned:

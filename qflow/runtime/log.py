@@ -9,11 +9,13 @@ replaced snapshot are written over. Which counts stands in words elsewhere (`str
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from qflow.runtime import table
 from qflow.runtime.codec import ALIGN, Body, Encoded, decode
 from qflow.runtime.memory import Memory
+from qflow.runtime.table import Alike
 
 REGIONS = 3
 
@@ -26,24 +28,27 @@ class Log:
         whole = memoryview(memory)
         self._regions = [whole[number * stride : (number + 1) * stride] for number in range(REGIONS)]
 
-    def write_snapshot(self, half: int, encoded: Encoded) -> int:
+    def write_snapshot(self, half: int, contents: Iterable[Encoded | Alike]) -> int:
         """Write a snapshot -> its bytes."""
-        return self._write(half, 0, encoded)
+        return self._write(half, 0, contents)
 
-    def append(self, end: int, encoded: Encoded) -> int:
-        """Add a record -> where the next one will lie."""
-        return self._write(REGIONS - 1, end, encoded)
+    def append(self, end: int, contents: Iterable[Encoded | Alike]) -> int:
+        """Add records -> where the next one will lie."""
+        return self._write(REGIONS - 1, end, contents)
 
-    def _write(self, number: int, at: int, encoded: Encoded) -> int:
-        region, size = self._regions[number], encoded.nbytes
-        self._memory.reserve(number * self._stride + at, ALIGN + size)
-        region[at : at + ALIGN].cast("Q")[0] = size
-        encoded.fill(region[at + ALIGN : at + ALIGN + size])
-        return at + ALIGN + -(-size // ALIGN) * ALIGN
+    def _write(self, number: int, at: int, contents: Iterable[Encoded | Alike]) -> int:
+        region = self._regions[number]
+        for content in contents:
+            size = content.nbytes
+            self._memory.reserve(number * self._stride + at, ALIGN + size)
+            region[at : at + ALIGN].cast("Q")[0] = size
+            content.fill(region[at + ALIGN : at + ALIGN + size])
+            at += ALIGN + -(-size // ALIGN) * ALIGN
+        return at
 
-    def snapshot(self, half: int) -> Any:
-        """The value of a snapshot."""
-        return next(_read(self._regions[half], ALIGN + 1))
+    def snapshot(self, half: int) -> Iterator[Any]:
+        """The values of a snapshot; not more may be asked for than were written."""
+        return _read(self._regions[half], len(self._regions[half]))
 
     def records(self, end: int) -> Iterator[Any]:
         """The values of the records."""
@@ -54,7 +59,11 @@ def _read(region: memoryview, end: int) -> Iterator[Any]:
     at = 0
     while at < end:
         size = region[at : at + ALIGN].cast("Q")[0]
-        yield decode(Body(region[at + ALIGN : at + ALIGN + size]), 0, read_only=True, views=False)[0]
+        part = region[at + ALIGN : at + ALIGN + size]
+        if table.is_table(part):
+            yield from table.whole(part).values(read_only=True)
+        else:
+            yield decode(Body(part), 0, read_only=True, views=False)[0]
         at += ALIGN + -(-size // ALIGN) * ALIGN
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import pickle
 import sys
 from array import array
+from collections.abc import Iterator, Sequence
 from typing import Any, final
 from zlib import crc32
 
@@ -22,8 +23,9 @@ from qflow.graph.plan import SMALL
 from qflow.runtime import table
 from qflow.runtime.board import DATA
 from qflow.runtime.codec import ALIGN, Body, Encoded, Path, decode, encode, path_of
-from qflow.runtime.table import ODD, Single
+from qflow.runtime.table import ODD, Alike, Single
 from qflow.runtime.template import FLOAT, INT, Template, describe, of_key
+from qflow.runtime.template import digest as template_mark
 from qflow.runtime.turn import Parcel
 
 MAGIC = 0x71667061 << 32
@@ -189,6 +191,36 @@ def is_plain(value: Any, depth: int = 4) -> bool:
 def packs(content: Plain | Encoded | Row | Single) -> bool:
     """Whether an item shares a cell with others."""
     return type(content) is Row or (type(content) is not Single and content.nbytes <= MOST)
+
+
+def contents(values: Sequence[Any]) -> Iterator[Encoded | Alike]:
+    """Values to be written down, in tables where several in a row look alike; one that can't be sent is a TransportError."""
+    start = 0
+    while start < len(values):
+        spec, end = describe(values[start]), start
+        if spec is not None:
+            template = of_key(repr(spec).encode())
+            while end < len(values) and template.check(values[end]):
+                end += 1
+            if end - start >= ALIKE:
+                yield Alike(values[start:end], template)
+                start = end
+                continue
+        yield encode(values[start])
+        start += 1
+
+
+def mark_of(content: Plain | Encoded | Row | Single) -> int:
+    """A digest of an item, to see whether another one is the same: 32 bits, of which the last tells how it was made, never 0."""
+    if type(content) is Row or type(content) is Single:
+        return mark_of_row(content.template, content.value)
+    assert not isinstance(content, Row | Single)
+    return content.digest() | 1
+
+
+def mark_of_row(template: Template, value: Any) -> int:
+    """The same for a value of a template."""
+    return 2 if value is CLOSE else template_mark(template.leaves(value)) & ~1 or 2
 
 
 class Records:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import chain, islice
 from typing import Any
 
 from qflow.graph.row import NO_ITEM, Row
-from qflow.runtime.board import Board
-from qflow.runtime.codec import encode
+from qflow.runtime.board import PACKED, Board
 from qflow.runtime.desk import Desk
 from qflow.runtime.ledger import Verdict
 from qflow.runtime.log import Log
+from qflow.runtime.packed import contents
 from qflow.runtime.turn import Claim, Parcel, Putter
 
 UNWRITTEN = 3  # in place of a half of the log, 1 or 2: what the stream keeps can't be sent, so nobody can go on from it
@@ -29,6 +30,7 @@ class StreamDesk(Desk):
             "restore": self._restore,
             "finish": self._finish,
             "save": self._save,
+            "take": self._take_many,
             "done?": lambda: self._row is not None and self._row.done,
         }
 
@@ -58,12 +60,24 @@ class StreamDesk(Desk):
         if self.orders.fatal is not None or self.group is None:
             return False
         if half or end:
-            states, entered = self._log.snapshot(half - 1) if half else None, [*self._log.records(end)]
+            states, entered = self._states(half) if half else None, [*self._log.records(end)]
         self._row = Row(self.group.operators, self._watch, states)
         for value in entered:
             self._row.enter(value)
         self._row.entered, self._row.deep = [], False
         return self._row.done
+
+    def _take_many(self, claim: Claim, k: int) -> int:
+        """Let the stream take values of a table from the ``k``-th on, none of which brings a result -> how many."""
+        if self._row is None or self._careful or not claim.kind & PACKED:
+            return 0
+        if self._claim != claim:
+            self._read(claim)
+        if self._values is None:
+            return 0
+        taken = self._row.take(self._values[k:])
+        self.counts[1] += taken
+        return taken
 
     def _finish(self, putter: Putter) -> None:
         self._outgoing.attach(putter)
@@ -81,8 +95,7 @@ class StreamDesk(Desk):
         self._given, row.deep = 0, False
         try:
             if written:
-                for value in entered:
-                    end = self._log.append(end, encode(value))
+                end = self._log.append(end, contents(entered))
                 if end <= max(SNAPSHOT, 4 * self._snapshot):
                     return half, end
             return self._write_states(half, row), 0
@@ -92,5 +105,16 @@ class StreamDesk(Desk):
     def _write_states(self, half: int, row: Row) -> int:
         """Write the state of the stream into the half that does not count -> which."""
         other = 2 if half == 1 else 1
-        self._snapshot = self._log.write_snapshot(other - 1, encode(row.states))
+        states, lists = [], []
+        for given, state in row.states:
+            listed = type(state) is list
+            lists.append(state if listed else [])
+            states.append((given, None if listed else state, len(lists[-1]), listed))
+        values = chain([states], *lists)
+        self._snapshot = self._log.write_snapshot(other - 1, contents([*values]))
         return other
+
+    def _states(self, half: int) -> list[tuple[int, Any]]:
+        """What `_write_states` has written."""
+        written = self._log.snapshot(half - 1)
+        return [(given, [*islice(written, length)] if listed else state) for given, state, length, listed in next(written)]

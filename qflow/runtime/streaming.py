@@ -19,6 +19,7 @@ are not put again.
 Effects beside those of `turn`:
 
     ("restore", half, end)   build the stream, from a log -> whether it needs no more
+    ("take", claim, k)       let the stream take values from the k-th on, none of which brings a result -> how many
     ("done?",)               -> whether it needs no more
     ("finish", putter)       the input has ended; the last results
     ("save", half, end)      -> half and end of the log after the entries pushed since the last save
@@ -136,16 +137,18 @@ def stream(board: Board, edge: int, me: int) -> Acting:
             break
         if claim.kind & PACKED:
             claim = claim._replace(values=(yield ("share", claim.values)))
-        viewing = False
-        for number in range(claim.values):
+        viewing, number = False, 0
+        while number < claim.values and not done:
             if board.cancelled[0]:
                 raise Cancelled
-            viewing = yield ("begin", claim, number, numbered.putter)
-            yield from give()
-            offset = claim.offset + number + 1
-            done = yield ("done?",)
-            if done:
-                break
+            if not board.watched and (taken := (yield ("take", claim, number))):
+                number += taken
+            else:
+                viewing = yield ("begin", claim, number, numbered.putter)
+                yield from give()
+                number += 1
+                done = yield ("done?",)
+            offset = claim.offset + number
         pushed.append(claim._replace(values=offset - claim.offset))
         place, offset = taker.after(claim.place, offset)
         if place != claim.place:

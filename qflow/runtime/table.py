@@ -156,7 +156,8 @@ class Writer:
     def put_path(self, row: int, path: Path, flag: int = 0) -> None:
         """Write an index path."""
         at = row * self.words
-        self.paths[at] = path[0] | flag
+        if path:
+            self.paths[at] = path[0] | flag
         for number in range(1, self.words):
             self.paths[at + number] = path[number]
 
@@ -179,6 +180,28 @@ class Single:
         """Copy it into a cell."""
         fits = Writer(region[: self.nbytes], self.template, len(self.path), 1).add(self.value, self.path)
         assert fits, "it was checked"
+
+
+class Alike:
+    """Several values that look alike, as one table, ready to be copied into memory."""
+
+    __slots__ = ("_template", "_values", "nbytes")
+
+    def __init__(self, values: Sequence[Any], template: Template) -> None:
+        self._values, self._template = values, template
+        odd = sum(len(pickle.dumps(template.leaves(value)[-1], 5)) for value in values) if template.odd else 0
+        self.nbytes = _aligned(layout(template, 0, len(values)).heap + odd)
+
+    def fill(self, region: memoryview) -> None:
+        """Copy them."""
+        writer = Writer(region, self._template, 0, len(self._values))
+        fits = all(writer.add(value, ()) for value in self._values)
+        assert fits, "they were checked"
+
+
+def whole(region: memoryview) -> Reader:
+    """All rows that a table has room for."""
+    return Reader(region, 0, HEAD.unpack_from(region)[1])
 
 
 class Reader:

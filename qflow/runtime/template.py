@@ -26,6 +26,7 @@ import sys
 from ast import literal_eval
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 
@@ -35,6 +36,7 @@ from qflow.runtime.parts import Input, is_ours
 Spec = Any  # a word for a leaf, or a tuple of a word, its details and the specs inside
 
 DEPTH, LEAVES = 4, 64  # of a structure that has a template
+ENDS = 64  # bytes at each end of an array that are digested
 TEXTS, ODD = 256, 8  # characters of one text, and how many texts
 ROW = SMALL // 8  # bytes of a value that shares a cell with others like it
 LEAST, MORE = -(1 << 63), 1 << 63  # of an integer in a column
@@ -329,6 +331,19 @@ def _root(array: np.ndarray[Any, Any]) -> int | None:
 
 
 OWNERS = frozenset({np.ndarray, bytes, bytearray, Input})
+
+
+def digest(leaves: tuple[Any, ...]) -> int:
+    """Of the leaves of a value: its numbers and text, and both ends of its arrays, in 32 bits."""
+    *stored, odd = leaves
+    found = 0
+    for leaf in stored:
+        if isinstance(leaf, np.ndarray):
+            raw = leaf.reshape(-1).view(np.uint8)
+            found = crc32(raw[-ENDS:].tobytes(), crc32(raw[:ENDS].tobytes(), found))
+        else:
+            found = crc32(leaf.tobytes() if isinstance(leaf, np.generic) else repr(leaf).encode(), found)
+    return crc32(repr(odd).encode(), found) if odd else found
 
 
 @functools.lru_cache(maxsize=64)

@@ -35,6 +35,7 @@ what is to be done outside, and are resumed with its outcome:
     ("blank", claim, k)      -> a parcel without values, if the quick way could go on in a cell that is begun with it, or None
     ("begin", claim, k, putter)   load value k of the claim and start the step on it -> whether it has views on its cell
     ("result",)              -> the next parcel of the value at work, or None after the last
+    ("spill", claim, k, given, putter)   put results of value k that are there already into the open table -> how many are given
     ("fewer", now, before)   -> the parcel of an error: a predecessor had more results of this value
     ("other",)               -> the same: a predecessor had other results of this value
     ("fill", cell, parcel)   copy the parcel into the cell
@@ -108,7 +109,7 @@ class Parcel(NamedTuple):
     """A result ready to be copied into a cell.
 
     ``kind``: DATA or ERROR; with END when it is known to be its value's last.
-    ``mark`` is a digest of this result and those before it of the same value, in 32 bits; 0: nobody asks.
+    ``mark`` is a digest of it, in 32 bits; two can be compared if their last bits are the same; 0: nobody asks.
     ``cell``: in which it lies already.
     ``packs``: whether it may share a cell. ``values``: of a feed's numbers, how many there are; of a blank, none.
     """
@@ -421,6 +422,15 @@ class Putter(Side):
             return self._values < self.packed
         return self._bytes + nbytes <= shape.small and self._values < self.packed and in_cell + nbytes <= shape.small // PARTS
 
+    def room(self, nbytes: int) -> int:
+        """How many more rows of so many bytes the open entry may hold."""
+        shape = self.edge.shape
+        in_cell, values = self._held[self._cell]
+        if not shape.extra:
+            return min(shape.most - values, self.packed - self._values)
+        free = min(shape.small - self._bytes, shape.small // PARTS - in_cell) // nbytes
+        return min(shape.most - values, free, self.packed - self._values)
+
     def _sweep(self, *, wholly: bool) -> None:
         """Find the cells that the takers have freed, among the oldest; ``wholly``: also behind one that is in use."""
         words = self.edge.cell
@@ -583,6 +593,14 @@ class Putter(Side):
         yield from self._wake(item)
         return True
 
+    def spilled(self, item: int, values: int, nbytes: int, progress: int, mark: int) -> None:
+        """So many results were written behind those of the item's open entry: one store commits them."""
+        edge, slot = self.edge, self._last(item)
+        assert slot is not None
+        self._hold(self._cell, nbytes, values)
+        edge.mark[slot] = mark
+        edge.grown[slot] = progress | (edge.grown[slot] & COUNT) + values
+
     def close(self, item: int) -> Acting:
         """Let the last entry of an item grow no more: who waits for more of it must free its cell."""
         slot = self._last(item)
@@ -619,7 +637,7 @@ class Putter(Side):
         if not mark or slot is None:
             return False
         digest, number = divmod(self.edge.mark[slot], 1 << GIVEN)
-        return number == given and digest not in (0, mark)
+        return number == given and digest not in (0, mark) and not (digest ^ mark) & 1
 
     def end(self, items: int) -> Acting:
         """Say how many items the edge has, and wake everybody who may wait for that."""
@@ -700,15 +718,6 @@ class Dash:
     def __init__(self, putter: Putter, at: Words, ring: Callable[[int], object], forked: list[bool]) -> None:
         self.putter, self.at, self.ring, self.forked = putter, at, ring, forked
         self.outcome: Any = None  # of the call for the value that it could not do
-
-    def room(self, nbytes: int) -> int:
-        """How many more rows of so many bytes the open entry may hold."""
-        putter, shape = self.putter, self.putter.edge.shape
-        in_cell, values = putter._held[putter._cell]
-        if not shape.extra:
-            return min(shape.most - values, putter.packed - putter._values)
-        free = min(shape.small - putter._bytes, shape.small // PARTS - in_cell) // nbytes
-        return min(shape.most - values, free, putter.packed - putter._values)
 
     def run(self, function: Function, table: Any, claim: Claim, k: int, values: Sequence[Any], nbytes: int) -> int:
         """Call the function for values from the ``k``-th of a claim on -> the first value that is not done.
@@ -921,6 +930,8 @@ def _run(claim: Claim, putter: Putter, done: int, skip: int, job: Words) -> Acti
         yield ("begin", claim, k, putter)
         given, last = 0, False
         while not last:
+            if given > skip and putter._open == number and not putter.board.watched:
+                given = yield ("spill", claim, k, given, putter)
             parcel = yield ("result",)
             if given < skip and (parcel is None or parcel.kind & (END | ERROR) == END):
                 parcel = yield ("fewer", given, skip)
