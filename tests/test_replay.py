@@ -151,8 +151,8 @@ def pipelines():
     yield "iterators", two(shared(split)) | two(shared(lambda x: -x)), [-y for x in range(40) for y in range(x % 4)]
     pool = qf.process(lambda x: [x] * (x % 3)) | qf.pool(n=2)(shared(lambda x: x + 1)) | qf.repack(4) | qf.process(sum)
     flat = [x + 1 for x in range(40) for _ in range(x % 3)]
-    texts = two(lambda x: [str(x) * 700] * 30 * (x % 4 == 0)) | qf.unpack() | qf.process(shared(len))
-    yield "more than may wait", texts, [700 * len(str(x)) for x in range(0, 40, 4) for _ in range(30)]
+    texts = two(lambda x: [str(x) * 7000] * 30 * (x % 4 == 0)) | qf.unpack() | qf.process(shared(len))
+    yield "more than may wait", texts, [7000 * len(str(x)) for x in range(0, 40, 4) for _ in range(30)]
     yield "pools and repack", pool, [sum(flat[at : at + 4]) for at in range(0, len(flat), 4)]
 
 
