@@ -66,7 +66,7 @@ def test_what_is_written_is_read_in_any_part_also_from_a_copy(items, rows, data)
 @given(st.lists(st.integers(-(1 << 63), (1 << 63) - 1), min_size=1, max_size=300), st.integers(0, 1 << 40))
 def test_numbers_in_a_row_are_as_one_by_one(values, first):
     packer = Packer()
-    row, _ = written([Numbers(values, first)])
+    row, _ = written([Numbers.of(values, first)])
     one, _ = written([packer.pack(value, (first + k,)) for k, value in enumerate(values)])
     for region in (row, one):
         reader = read(region, 0, len(values))

@@ -58,6 +58,7 @@ MOST_DEPTH = 64  # entries of a lane that are not yet taken
 SMALL_DEPTH = 16  # the same where small ones wait only as far as they fit
 VIEWS = 3  # cells of one producer that one taker may keep views on; beyond, values are copies
 
+LINE = 8  # words of a cache line
 OFFSET, CALLS = 35, 3  # where an offset in an entry, and the calls of user code, begin in a word of ``at``
 
 Words = MutableSequence[int]
@@ -239,11 +240,11 @@ class Board:
             edge.pages = self._cut(edge.shape.all_cells)
 
     def _cut(self, count: int) -> Any:
-        self._at += count
-        return self._words[self._at - count : self._at]
+        """So many words in cache lines of their own: what one writes does not slow down those who use others."""
+        start, self._at = self._at, self._at + -(-count // LINE) * LINE
+        return self._words[start : start + count]
 
 
 def words_needed(shape: Shape) -> int:
     """How many words a board of this shape has."""
-    per_edge = (edge.window * (1 + 3 * edge.depth) + edge.producers * (2 * edge.cells + 1) + 6 for edge in shape.edges)
-    return 1 + sum(per_edge) + shape.participants * (Board.HAND + Board.JOB + Board.AT + Board.COUNTS)
+    return Board(shape, range(1 << 60))._at

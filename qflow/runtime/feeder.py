@@ -20,10 +20,9 @@ from qflow.runtime.failure import bytes_of, failure_of, parcel_of
 from qflow.runtime.needs import start_thread
 from qflow.runtime.packed import Filling, Numbers, Packer, packs
 from qflow.runtime.store import Hold, travelling
-from qflow.runtime.template import LEAST, MORE
 from qflow.runtime.turn import NUMBER, Acting, Cancelled, Parcel, feed
 
-CHUNK = 256  # numbers that are read at once
+CHUNK = 512  # numbers that are read at once
 _NONE: list[Any] = []
 # Iterators whose `next` is no user code.
 THERE = type(iter(range(0))), type(iter(range(1 << 70))), type(iter(_NONE)), type(iter(tuple(_NONE)))
@@ -137,11 +136,10 @@ def _numbers(values: Iterator[Any]) -> Generator[Parcel, None, tuple[Iterator[An
     """The plain numbers with which a source begins -> the rest of it, and how many they were."""
     number, size = 0, 1
     while chunk := list(islice(values, size)):
-        if {*map(type, chunk)} not in ({int}, {float}) or (
-            type(chunk[0]) is int and not LEAST <= min(chunk) <= max(chunk) < MORE
-        ):
+        numbers = Numbers.of(chunk, number)
+        if numbers is None:
             return chain(chunk, values), number
-        yield Parcel(DATA | END, NUMBER * len(chunk), Numbers(chunk, number), packs=True, values=len(chunk))
+        yield Parcel(DATA | END, NUMBER * len(chunk), numbers, packs=True, values=len(chunk))
         number += len(chunk)
         size = CHUNK
     return values, number

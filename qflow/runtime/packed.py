@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, final
 from zlib import crc32
 
+import numpy as np
+
 from qflow.errors import InternalError
 from qflow.graph.markers import CLOSE
 from qflow.graph.plan import SMALL
@@ -88,11 +90,20 @@ class Numbers:
 
     __slots__ = ("paths", "template", "values")
 
-    def __init__(self, values: list[Any], first: int) -> None:
-        integers = type(values[0]) is int
-        self.template = of_key(INT if integers else FLOAT)
-        self.values = memoryview(array("q" if integers else "d", values))
-        self.paths = memoryview(array("Q", range(first, first + len(values))))
+    def __init__(self, template: Template, values: Any, first: int) -> None:
+        self.template, self.values = template, memoryview(values)
+        self.paths = memoryview(np.arange(first, first + len(values), dtype=np.uint64)).cast("B").cast("Q")  # type: ignore[arg-type]
+
+    @classmethod
+    def of(cls, values: list[Any], first: int) -> Numbers | None:
+        """Values as numbers in a row, or None if they aren't."""
+        kind, *others = {*map(type, values)}
+        if others or kind not in (int, float):
+            return None
+        try:
+            return cls(of_key(INT), array("q", values), first) if kind is int else cls(of_key(FLOAT), array("d", values), first)
+        except OverflowError:
+            return None
 
 
 def small(value: Any, path: Path, most: int = sys.maxsize) -> Plain | Encoded:

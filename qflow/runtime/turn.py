@@ -558,7 +558,8 @@ class Putter(Side):
         edge.head[lane] = place + 1
         if self.board.watched:
             yield "committed"
-        yield from self._wake(item)
+        if parcel is None or parcel.values:
+            yield from self._wake(item)
 
     def put(self, item: int, parcel: Parcel, progress: int, flags: int = 0, mark: int = 0) -> Acting:
         """Publish a result: the last entry grows by it, or it gets a new one. ``progress``, ``flags``: for ``grown``."""
@@ -735,6 +736,7 @@ class Dash:
         column: Any = table.columns[0] if kind else None
         self.outcome = result = None
         commit, fenced, forked = now, putter.fenced, self.forked
+        counts, mine = putter.edge.taker_waits, (claim.number, ANY)
         if not putter.edge.quick[0]:
             putter.edge.quick[0] = 1
             putter.fence()
@@ -756,7 +758,7 @@ class Dash:
                 grown[slot] = commit
                 if fenced:
                     putter.fence()
-                if waits[0]:
+                if (wait := waits[0]) and wait >> 20 in mine and counts[0] != putter._rung:
                     for _, who in putter._wake(claim.number):
                         self.ring(who)
             else:
