@@ -919,7 +919,7 @@ def _run(claim: Claim, putter: Putter, done: int, skip: int, job: Words) -> Acti
     while k < claim.values:
         if putter.board.cancelled[0]:
             raise Cancelled
-        if not skip:
+        if not skip and putter.edge.shape.most > 1:
             if putter._open == number and not putter.board.watched:
                 k = yield ("dash", claim, k, putter)
                 if k == claim.values:
