@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ import torch
 
 import qflow as qf
 from qflow.bench import cost
+from qflow.graph.plan import SMALL
 from qflow.runtime import outgoing
+from qflow.runtime.board import SMALL_CELLS, Board, shape_of, words_needed
 from qflow.runtime.desk import Desk
+from qflow.runtime.turn import Putter
 from qflow.runtime.whereabouts import here
 
 SHAPE = (100, 200)  # 80 kB of float32, 160 kB of float64
@@ -40,6 +44,18 @@ def tensors(number):
 def swapped(number):
     first, second = filled(number), filled(-number)
     return (second, first) if number % 3 else (first, second)
+
+
+def turned(number):
+    """Two of three are swapped, and one is where it was made."""
+    first, second, third = filled(number), filled(-number), filled(number + 0.5)
+    return (second, first, third) if number % 3 else (first, second, third)
+
+
+def elsewhere(number):
+    """An array that is not returned lies where another one will."""
+    first, second = filled(number), filled(-number)
+    return (first, second[::-1].copy()) if number % 3 else (second, np.array(first))
 
 
 def half(number):
@@ -111,7 +127,7 @@ def plain(value):
     return value
 
 
-STEPS = [alone, in_dict, tensors, swapped, half, twice, view, thrown, kept, kept_late, errs, dies, several]
+STEPS = [alone, in_dict, tensors, swapped, turned, elsewhere, half, twice, view, thrown, kept, kept_late, errs, dies, several]
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
@@ -134,10 +150,47 @@ def test_after_a_stream_too():
     assert found == [((min(3, 20 - k), *SHAPE), list(range(k, min(k + 3, 20)))) for k in range(0, 20, 3)]
 
 
+def large_then_small(number):
+    """Keeps one of its large results, and tells later whether it is as it was."""
+    if number < 10:
+        large_then_small.kept = filled(number)
+        return large_then_small.kept
+    return int((large_then_small.kept == 9).all()) if number % 100 == 99 else -number
+
+
+def one_at_a_time(numbers, seen):
+    """Each is given when the result of the one before has been seen."""
+    for number in numbers:
+        yield number
+        assert seen.acquire(timeout=30)
+
+
+def test_what_a_step_keeps_is_left_alone_by_the_small_results_of_the_next_run():
+    seen = threading.Semaphore(0)
+    with qf.Flow(qf.process(large_then_small)) as pipe:
+        for _ in pipe(one_at_a_time([*range(10), *range(20, 60)], seen)):
+            seen.release()
+        assert list(pipe(range(200, 2000)))[99::100] == [1] * 18
+
+
+def test_a_small_cell_is_not_replaced_by_a_large_one():
+    """Which one it will be is decided before it is filled."""
+    shape = shape_of(qf.Flow(qf.process(abs)).plan())
+    board = Board(shape, memoryview(bytearray(8 * words_needed(shape))).cast("Q"))
+    putter = Putter(board, board.edges[1], 0)
+    taken = []
+    while (cell := putter.take_free(1000)) is not None:
+        taken.append(cell)
+    assert len(taken) == SMALL_CELLS
+    assert putter.take_free(SMALL + 1) is not None
+
+
 def test_outside_of_a_worker_it_is_an_empty_array():
     found = qf.empty((2, 3), "i2")
     assert (found.shape, found.dtype, found.flags.c_contiguous, found.flags.writeable) == ((2, 3), np.dtype("i2"), True, True)
     assert qf.empty(3).dtype == float
+    assert qf.empty(np.int64(3)).shape == (3,)
+    assert qf.empty([2, np.int64(3)]).shape == (2, 3)
     with pytest.raises(ValueError, match="negative"):
         qf.empty(-1)
     with pytest.raises(TypeError):

@@ -21,7 +21,7 @@ from qflow.runtime.board import DATA, PACKED, Board, shape_of, words_needed
 from qflow.runtime.desk import Desk
 from qflow.runtime.ledger import Orders
 from qflow.runtime.packed import MOST, Filling, Numbers, Packer, Plain, Records, packs, read, small
-from qflow.runtime.turn import Claim, Parcel, Putter
+from qflow.runtime.turn import Claim, Parcel
 
 numbers = st.integers(-(1 << 63), (1 << 63) - 1) | st.floats()
 plain = numbers | st.integers() | st.booleans() | st.none() | st.text(max_size=20) | st.binary(max_size=20)
@@ -190,7 +190,7 @@ def test_what_a_cancelled_claim_took_is_not_counted_in_the_next_run():
     for spent in (10**9, 0):  # the first is cancelled before it is released
         desk.counts[0] = spent
         desk.start(Orders())
-        desk._begin(claim, 0, Putter(desk.board, desk.board.edges[1], 0))
+        desk._begin(claim, 0)
     desk.counts[0] = 1000
     desk._release(claim)
     assert desk._share(5) in (1, 2)

@@ -187,6 +187,15 @@ def test_what_a_table_would_change_has_none(value):
     assert template is None or not template.check(value)
 
 
+def test_a_tensor_in_shared_memory_travels_by_reference():
+    lent = qf.shared(torch.zeros(1000))
+    for own, shared_one in ((torch.ones(1000), lent), ({"a": torch.ones(10)}, {"a": lent[10:20]})):
+        template = template_of(own)
+        assert template.check(own)
+        assert not template.check(shared_one)
+        assert describe(shared_one) is None
+
+
 def test_a_read_only_array_stays_one():
     locked = np.zeros(3)
     template = template_of(np.zeros(3))

@@ -124,7 +124,7 @@ class World(Simulation):
         def values(claim):
             return self.cells[step][claim.cell][claim.offset : claim.offset + claim.values]
 
-        def begin(claim, k, _):
+        def begin(claim, k):
             nonlocal results
             if kept and self.rng.random() < 0.5:
                 self._play(taker.unkeep(kept.pop()), self._giving_back(step))
@@ -140,6 +140,7 @@ class World(Simulation):
             return keep
 
         effects = {
+            "putter": lambda putter: None,
             "share": lambda available: available if self.greedy else self.rng.randint(1, available),
             "copy": lambda claim: self.inbox.update({who: values(claim)}),
             "blank": lambda *_: turn.Parcel(DATA, 8, packs=True, values=0) if self.rng.random() < 0.2 * self.small else None,

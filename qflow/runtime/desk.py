@@ -99,6 +99,7 @@ class Desk:
         self.effects: dict[str, Callable[..., Any]] = {
             "share": self._share,
             "copy": self._take,
+            "putter": self._attach,
             "dash": self._dash,
             "blank": self._blank,
             "begin": self._begin,
@@ -229,7 +230,12 @@ class Desk:
         self._blanked = claim.number, k
         return self._packer.blank(self._reader.words)
 
-    def _dash(self, claim: Claim, k: int, putter: Putter) -> int:
+    def _attach(self, putter: Putter) -> None:
+        """The run begins with what puts its results."""
+        self._putter = putter
+        self._outgoing.attach(putter)
+
+    def _dash(self, claim: Claim, k: int) -> int:
         """Do as many values of a claim as the quick way can, from the ``k``-th on -> the first that is not done."""
         table, reader = self._filling.table, self._reader
         if self._values is None or self._function is None or table is None or self._claim != claim:
@@ -240,9 +246,9 @@ class Desk:
         end = k
         while reader.closing and end < claim.values and self._values[end] is not CLOSE:
             end += 1
-        dash = Dash(putter, self.at, self.ring, self.forked)
+        dash = Dash(self._putter, self.at, self.ring, self.forked)
         nbytes = self._packer.row_bytes(table.template, table.words)
-        size = min(putter.room(nbytes), table.room, (end if reader.closing else claim.values) - k, DASH)
+        size = min(self._putter.room(nbytes), table.room, (end if reader.closing else claim.values) - k, DASH)
         if size <= 0:
             return k
         self._let_go()
@@ -273,9 +279,9 @@ class Desk:
         given: Iterable[Any] = self.group.operators[0].given(result)  # type: ignore[attr-defined]
         return given
 
-    def _begin(self, claim: Claim, k: int, putter: Putter) -> bool:
+    def _begin(self, claim: Claim, k: int) -> bool:
         """Load a value of a claim and start the step on it -> whether it has views on its cell."""
-        self._outgoing.attach(putter)
+        self._outgoing.begin()
         if self._claim != claim:
             self._read(claim)
         else:
@@ -350,10 +356,10 @@ class Desk:
             return answer
         self.at[2] = begun = self.now()
         try:
-            path, value, known = self._next_there() if self._there else next(self._results)
+            path, value, known = self._next(self._results)
             while known & MANY:
                 self._there, self._first = value[::-1], path
-                path, value, known = self._next_there() if self._there else next(self._results)
+                path, value, known = self._next(self._results)
         except StopIteration:
             self._open = False
             return None
@@ -381,16 +387,20 @@ class Desk:
             return Parcel(DATA | END if last else DATA, encoded.nbytes, encoded, packs=packs(encoded))
         return Parcel(DATA, encoded.nbytes, encoded, mark_of(encoded), packs(encoded))
 
+    def _next(self, results: Results) -> tuple[Path, Any, int]:
+        return self._next_there() if self._there else next(results)
+
     def _next_there(self) -> tuple[Path, Any, int]:
         path = self._first
         self._first = (*path[:-1], path[-1] + 1)
         return path, self._there.pop(), 0
 
-    def _spill(self, claim: Claim, k: int, given: int, putter: Putter) -> int:
+    def _spill(self, claim: Claim, k: int, given: int) -> int:
         """Put results that are there already into the open table, as many as it takes -> how many are given."""
         table = self._filling.table
         if not self._there or table is None or self._careful:
             return given
+        putter = self._putter
         nbytes, before, value = self._packer.row_bytes(table.template, table.words), table.rows, None
         room = min(putter.room(nbytes), len(self._there))
         closes = 0

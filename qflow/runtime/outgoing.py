@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import pickle
 import weakref
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from operator import index
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from qflow.runtime.turn import Putter
 
 
-def empty(shape: int | tuple[int, ...], dtype: DTypeLike = float) -> NDArray[Any]:
+def empty(shape: SupportsIndex | Iterable[SupportsIndex], dtype: DTypeLike = float) -> NDArray[Any]:
     """An array to be filled and returned by a step, in C order, as of ``np.empty``: in a worker, returning it copies nothing.
 
     >>> import numpy as np, qflow as qf
@@ -47,9 +49,9 @@ def empty(shape: int | tuple[int, ...], dtype: DTypeLike = float) -> NDArray[Any
         32 KiB; else memory of its own.
     """
     wanted = np.dtype(dtype)
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    sizes = tuple(map(index, shape)) if isinstance(shape, Iterable) else (index(shape),)
     found = None if here.empty is None else here.empty(sizes, wanted)
-    return np.empty(shape, wanted) if found is None else found
+    return np.empty(sizes, wanted) if found is None else found
 
 
 class Whole:
@@ -85,21 +87,26 @@ class Outgoing:
         self._putter: Putter | None = None
         self._cell = -1  # in which arrays were made for the item at work
         self._addresses: dict[int, int] = {}  # of these arrays, by their columns
+        self._memory = range(0)  # addresses of the cell
         self._lease: Any = None  # weakly: what they hold
         self._template: Any = None  # for whose columns they were made
         self._lent: set[int] = set()  # cells in which somebody keeps an array
 
     def attach(self, putter: Putter) -> None:
-        """A run begins, or an item of it: nothing is made for it yet."""
+        """A run begins."""
+        self._putter = None
+        self.begin()
+        self._putter = putter
+        for cell in self._lent:
+            putter.withhold(cell)
+
+    def begin(self) -> None:
+        """An item begins: nothing is made for it yet."""
         if self._cell >= 0:
             self._lent.add(self._cell)
             self._forget()
         if self._lent:
             self._collect()
-        if putter is not self._putter:
-            self._putter = putter
-            for cell in self._lent:
-                putter.withhold(cell)
 
     def _forget(self) -> None:
         self._cell, self._template, self._addresses = -1, None, {}
@@ -141,7 +148,9 @@ class Outgoing:
             lease = self._cells.lease(self._cell, first, plan.heap)
             self._lease = weakref.ref(lease)
         found: NDArray[Any] = np.ndarray(shape, dtype, lease, plan.columns[number] - first)
-        self._addresses[number] = found.__array_interface__["data"][0]
+        self._addresses[number] = address = _address(found)
+        start = address - plan.columns[number]
+        self._memory = range(start, start + plan.heap)
         return found
 
     def place(self, single: Single) -> bool:
@@ -150,9 +159,9 @@ class Outgoing:
         if self._cell < 0 or template is not self._template or len(path) != self._packer.words:
             return False
         *leaves, odd = template.leaves(value)
-        here = [number for number, address in self._addresses.items() if leaves[number].__array_interface__["data"][0] == address]
-        if not here:
-            return False
+        here = [number for number, leaf in enumerate(leaves) if isinstance(leaf, np.ndarray) and _address(leaf) in self._memory]
+        if not here or any(self._addresses.get(number) != _address(leaves[number]) for number in here):
+            return False  # what lies where another one must lie would be overwritten
         writer = Writer(self._cells.region(self._cell)[: single.nbytes], template, len(path), 1)
         for number, leaf in enumerate(leaves):
             if number not in here:
@@ -173,3 +182,8 @@ class Outgoing:
             return Whole(nbytes), cell
         self._lent.add(cell)
         return Copied(self._cells.region(cell)[:nbytes]), -1
+
+
+def _address(array: NDArray[Any]) -> int:
+    found: int = array.__array_interface__["data"][0]
+    return found

@@ -67,11 +67,15 @@ class Plain:
 class Row:
     """A value for a table, and its index path; ``nbytes`` in a cell, and those of its ``odd`` leaves, nearly."""
 
-    __slots__ = ("nbytes", "odd", "path", "template", "value")
+    __slots__ = ("nbytes", "odd", "path", "template", "value", "words")
 
     def __init__(self, value: Any, path: Path, template: Template, odd: int) -> None:
-        self.value, self.path, self.template, self.odd = value, path, template, odd
+        self.value, self.path, self.template, self.words, self.odd = value, path, template, len(path), odd
         self.nbytes = template.row + 8 * len(path) + odd
+
+    def write(self, into: table.Writer) -> bool:
+        """Write it into a table of its structure -> whether there is room."""
+        return into.add(self.value, self.path)
 
 
 @final
@@ -83,12 +87,17 @@ class Blank:
     def __init__(self, template: Template, words: int, odd: int) -> None:
         self.template, self.words, self.odd = template, words, odd
 
+    def write(self, into: table.Writer) -> bool:
+        """There is nothing to write yet."""
+        return True
+
 
 @final
 class Numbers:
     """Plain numbers of one kind in a row, whose index paths are ``first``, ``first + 1`` and so on."""
 
     __slots__ = ("paths", "template", "values")
+    words, odd = 1, 0
 
     def __init__(self, template: Template, values: Any, first: int) -> None:
         self.template, self.values = template, memoryview(values)
@@ -104,6 +113,13 @@ class Numbers:
             return cls(of_key(INT), array("q", values), first) if kind is int else cls(of_key(FLOAT), array("d", values), first)
         except OverflowError:
             return None
+
+    def write(self, into: table.Writer) -> bool:
+        """Write them into a table of such numbers -> whether there is room for all."""
+        return into.add_numbers(self.values, self.paths)
+
+
+ROWS = frozenset({Row, Blank, Numbers})
 
 
 def small(value: Any, path: Path, most: int = sys.maxsize) -> Plain | Encoded:
@@ -157,7 +173,7 @@ class Packer:
 
     def row_bytes(self, template: Template, words: int) -> int:
         """Of a row like the last ones, nearly."""
-        return template.row + 8 * words + (self._odd if template is self.template else template.most_odd * template.odd)
+        return template.row + 8 * words + (self._odd if template is self.template else template.most_odd)
 
     def _look(self, value: Any) -> bool:
         """Look at a value that is not like those before -> whether there is a template for it now."""
@@ -236,8 +252,6 @@ def mark_of_row(template: Template, value: Any) -> int:
 
 class Records:
     """Writes one record behind another into a cell."""
-
-    template = None
 
     def __init__(self, region: memoryview) -> None:
         self.region = region
@@ -318,11 +332,6 @@ def read(region: memoryview, offset: int, count: int) -> table.Reader | RecordRe
     return (table.Reader if table.is_table(region) else RecordReader)(region, offset, count)
 
 
-def _table(region: memoryview, template: Template, words: int, odd: int) -> table.Writer:
-    """A table of as many rows as a cell has room for."""
-    return table.Writer(region, template, words, table.rows_for(template, words, odd))
-
-
 class Filling:
     """The effects that write into the cells of one producer."""
 
@@ -338,13 +347,9 @@ class Filling:
             return
         region, content = self._cells.region(cell, SMALL)[:SMALL], parcel.content
         self.table = self._records = None
-        if type(content) is Blank:
-            self.table = _table(region, content.template, content.words, content.odd)
-            return
-        if type(content) is Row:
-            self.table = _table(region, content.template, len(content.path), content.odd)
-        elif type(content) is Numbers:
-            self.table = _table(region, content.template, 1, 0)
+        if type(content) in ROWS:
+            rows = table.rows_for(content.template, content.words, content.odd)
+            self.table = table.Writer(region, content.template, content.words, rows)
         else:
             self._records = Records(region)
         fits = self.add(cell, parcel)
@@ -352,11 +357,7 @@ class Filling:
 
     def add(self, cell: int, parcel: Parcel) -> bool:
         """Copy a parcel behind those that the cell has which was begun last -> whether it fits."""
-        content, writer = parcel.content, self.table
-        if type(content) is Row:
-            return writer is not None and writer.template is content.template and writer.add(content.value, content.path)
-        if type(content) is Numbers:
-            return (
-                writer is not None and writer.template is content.template and writer.add_numbers(content.values, content.paths)
-            )
+        content, into = parcel.content, self.table
+        if type(content) in ROWS:
+            return into is not None and into.template is content.template and bool(content.write(into))
         return self._records is not None and self._records.add(content)

@@ -11,7 +11,7 @@ from qflow.runtime.desk import Desk
 from qflow.runtime.ledger import Verdict
 from qflow.runtime.log import Log
 from qflow.runtime.packed import contents
-from qflow.runtime.turn import Claim, Parcel, Putter
+from qflow.runtime.turn import Claim, Parcel
 
 UNWRITTEN = 3  # in place of a half of the log, 1 or 2: what the stream keeps can't be sent, so nobody can go on from it
 SNAPSHOT = 1 << 26  # bytes of records from which on the state is written anew, when it was less than a quarter of them
@@ -79,8 +79,8 @@ class StreamDesk(Desk):
         self.counts[1] += taken
         return taken
 
-    def _finish(self, putter: Putter) -> None:
-        self._outgoing.attach(putter)
+    def _finish(self) -> None:
+        self._outgoing.begin()
         self._calls = self._at_value = self.at[1] = 0
         self._value = NO_ITEM
         self._results = None if self._row is None else self._row.finish()

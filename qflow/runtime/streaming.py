@@ -21,7 +21,7 @@ Effects beside those of `turn`:
     ("restore", half, end)   build the stream, from a log -> whether it needs no more
     ("take", claim, k)       let the stream take values from the k-th on, none of which brings a result -> how many
     ("done?",)               -> whether it needs no more
-    ("finish", putter)       the input has ended; the last results
+    ("finish",)              the input has ended; the last results
     ("save", half, end)      -> half and end of the log after the entries pushed since the last save
 """
 
@@ -80,6 +80,7 @@ def stream(board: Board, edge: int, me: int) -> Acting:
     """
     taker, job = Taker(board, board.edges[edge], me), board.job[me]
     numbered = Numbered(Putter(board, board.edges[edge + 1], 0))
+    yield ("putter", numbered.putter)
     cells_each, first_small = taker.edge.cells_each, taker.edge.shape.large
     slot = valid_slot(job)
     if job[0]:
@@ -144,7 +145,7 @@ def stream(board: Board, edge: int, me: int) -> Acting:
             if not board.watched and (taken := (yield ("take", claim, number))):
                 number += taken
             else:
-                viewing = yield ("begin", claim, number, numbered.putter)
+                viewing = yield ("begin", claim, number)
                 yield from give()
                 number += 1
                 done = yield ("done?",)
@@ -155,7 +156,7 @@ def stream(board: Board, edge: int, me: int) -> Acting:
             over.append((claim.place, place))
         if done or viewing or (not claim.kind & PACKED and claim.cell % cells_each < first_small):
             yield from commit()
-    yield ("finish", numbered.putter)
+    yield ("finish",)
     yield from give()
     if given < before:
         parcel = yield ("fewer", given, before)

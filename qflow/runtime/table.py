@@ -28,9 +28,8 @@ from qflow.runtime.template import Column, Template, of_key
 
 ALIGN = 64
 TABLE = 0x71667462 << 32
-HEAD = struct.Struct(
-    "=QQQQ"
-)  # TABLE and the check, rows, words of a path << 32 | bytes of the structure, whether there is a CLOSE
+# TABLE and the check, rows, words of a path << 32 | bytes of the structure, whether there is a CLOSE
+HEAD = struct.Struct("=QQQQ")
 CLOSES = 3  # number of that word
 CLOSED = 1 << 63  # in an index path: the row is CLOSE
 ODD = 32  # multiple of the bytes for which the odd leaves of a row are given room
@@ -174,7 +173,7 @@ class Single:
     @staticmethod
     def size(template: Template, words: int) -> int:
         """Bytes of a value in its cell."""
-        return layout(template, words, 1).heap + template.most_odd * template.odd
+        return layout(template, words, 1).heap + template.most_odd
 
     def fill(self, region: memoryview) -> None:
         """Copy it into a cell."""
@@ -233,16 +232,16 @@ class Reader:
 
     def copy(self, region: memoryview) -> None:
         """To the same places of another one."""
-        head = HEAD.size + len(self.template.key)
-        parts = [(0, head, 0), *zip(self._layout.columns, (each.nbytes for each in self.template.columns), strict=True)]
-        region[:head] = self.region[:head]
-        for start, each in ((self._layout.paths, 8 * self.words), *parts[1:]):
-            first, last = start + self.offset * each, start + (self.offset + self.count) * each
-            region[first:last] = self.region[first:last]
+        plan, start, end = self._layout, self.offset, self.offset + self.count
+        sizes = [column.nbytes for column in self.template.columns]
+        parts = [
+            (0, HEAD.size + len(self.template.key)),
+            (plan.paths + 8 * self.words * start, plan.paths + 8 * self.words * end),
+        ]
+        parts += [(at + start * size, at + end * size) for at, size in zip(plan.columns, sizes, strict=True)]
         if self.template.odd:
-            first, last = self._layout.ends + 8 * max(0, self.offset - 1), self._layout.ends + 8 * (self.offset + self.count)
-            region[first:last] = self.region[first:last]
-            first, last = self._heap(self.offset - 1), self._heap(self.offset + self.count - 1)
+            parts += [(plan.ends + 8 * max(0, start - 1), plan.ends + 8 * end), (self._heap(start - 1), self._heap(end - 1))]
+        for first, last in parts:
             region[first:last] = self.region[first:last]
 
     def _heap(self, row: int) -> int:
@@ -256,8 +255,7 @@ class Reader:
     def values(self, *, read_only: bool) -> list[Any]:
         """All of them: arrays ``read_only`` or each with memory of its own; tensors with their own, too."""
         columns = [self._column(*each, read_only) for each in zip(self.template.columns, self._layout.columns, strict=True)]
-        odd = [pickle.loads(each) if each else self.template.no_odd for each in self._odd()] if self.template.odd else []
-        found = self.template.values(columns, odd, self.count)
+        found = self.template.values(columns, self._odd(), self.count)
         if self.closing:
             for row, word in enumerate(self.paths[:: self.words]):
                 if word & CLOSED:
@@ -278,8 +276,7 @@ class Reader:
                     lease.flags.writeable = False
             array = np.ndarray(column.shape, column.dtype, lease, start - first)
             columns.append([sys.modules["torch"].from_numpy(array) if tensor else array])
-        odd = [pickle.loads(each) for each in self._odd()] if self.template.odd else []
-        return self.template.values(columns, odd, 1)[0], lease is not None
+        return self.template.values(columns, self._odd(), 1)[0], lease is not None
 
     @property
     def nbytes(self) -> int:
@@ -302,10 +299,13 @@ class Reader:
             return [*np.ndarray(shape, column.dtype, Input(part))]
         return [row.copy() for row in np.ndarray(shape, column.dtype, part)]
 
-    def _odd(self) -> list[memoryview]:
-        """The pickles of the odd leaves."""
+    def _odd(self) -> list[tuple[Any, ...]]:
+        """The odd leaves of each, if there are any."""
+        if not self.template.odd:
+            return []
         ends = [self._heap(row) for row in range(self.offset - 1, self.offset + self.count)]
-        return [self.region[start:end] for start, end in itertools.pairwise(ends)]
+        pickled = [self.region[start:end] for start, end in itertools.pairwise(ends)]
+        return [pickle.loads(each) if each else self.template.no_odd for each in pickled]
 
     def load(self, k: int, *, read_only: bool) -> tuple[Any, Path]:
         """Value and index path of one of them."""

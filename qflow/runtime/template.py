@@ -32,6 +32,7 @@ import numpy as np
 
 from qflow.graph.plan import SMALL
 from qflow.runtime.parts import Input, is_ours
+from qflow.runtime.store import any_stores, store_at
 
 Spec = Any  # a word for a leaf, or a tuple of a word, its details and the specs inside
 
@@ -40,7 +41,7 @@ ENDS = 64  # bytes at each end of an array that are digested
 TEXTS, ODD = 256, 8  # characters of one text, and how many texts
 ROW = SMALL // 8  # bytes of a value that shares a cell with others like it
 LEAST, MORE = -(1 << 63), 1 << 63  # of an integer in a column
-FLAGS, WHOLE = 0x401, 0x401  # numpy's flags for C order and writable
+WHOLE = 0x401  # numpy's flags for C order and writable
 SCALARS = {dtype.type: dtype.str for dtype in map(np.dtype, "?bhilBHILefdFD") if np.dtype(dtype.str).type is dtype.type}
 WORDS = {int: "int", float: "float", bool: "bool", type(None): "none", str: "odd", bytes: "odd"}
 FORMATS = {"int": ("q", 8), "float": ("d", 8), "bool": ("?", 1)}
@@ -76,6 +77,8 @@ def _array(word: str, value: np.ndarray[Any, Any]) -> Spec:
 def _tensor(torch: Any, value: Any) -> Spec:
     plain = value.is_cpu and value.layout is torch.strided and not value.requires_grad and not value.__dict__
     if not plain or value.is_quantized or value.is_nested or getattr(value, "has_names", bool)():
+        return None
+    if _lent((value,)):
         return None
     try:
         return _array("tensor", value.numpy())
@@ -118,7 +121,7 @@ class Template:
         key: the structure as bytes, by which the other side knows it.
         columns: of the leaves that are stored; those of "odd" leaves are none, but together one pickle.
         row: bytes of a value in all columns.
-        odd: whether there are odd leaves; ``most_odd`` bytes of them at most; ``no_odd``: in their place.
+        odd: whether there are odd leaves; ``most_odd``: bytes of their pickle at most; ``no_odd``: in their place.
         large: whether a value has a cell of its own.
         number: the type of the values, if they are plain numbers.
         check: whether a value is of this structure.
@@ -128,16 +131,15 @@ class Template:
     def __init__(self, spec: Spec) -> None:
         self.key = repr(spec).encode()
         self.number = {"int": int, "float": float}.get(spec) if isinstance(spec, str) else None
-        code = _Code()
-        code.walk(spec, "v")
-        code.apart()
+        code = _Code(spec)
         self.columns = code.columns
         self.odd = bool(code.odd)
-        self.most_odd, self.no_odd = (4 * TEXTS + 16) * len(code.odd) + 16, (None,) * len(code.odd)
+        self.most_odd = (4 * TEXTS + 16) * len(code.odd) + 16 if code.odd else 0
+        self.no_odd = (None,) * len(code.odd)
         self.row = sum(column.nbytes for column in self.columns)
         self.large = self.row > ROW
         names = [f"c{number}" for number in range(len(self.columns))]
-        scope = {**code.scope, "dumps": pickle.dumps, "loads": pickle.loads}
+        scope = {**code.scope, "dumps": pickle.dumps}
         exec(_source(code, names), scope)
         self.check: Callable[[Any], bool] = scope["check"]
         self.leaves: Callable[[Any], tuple[Any, ...]] = scope["leaves"]
@@ -195,8 +197,15 @@ def _tuple(names: list[str]) -> str:
 class _Code:
     """Collects the code of a structure: how a value is taken apart and checked, and how it is built again."""
 
-    def __init__(self) -> None:
-        self.scope: dict[str, Any] = {"LEAST": LEAST, "MORE": MORE, "is_ours": is_ours, "apart": _apart, "ndarray": np.ndarray}
+    def __init__(self, spec: Spec) -> None:
+        self.scope: dict[str, Any] = {
+            "LEAST": LEAST,
+            "MORE": MORE,
+            "is_ours": is_ours,
+            "apart": _apart,
+            "lent": _lent,
+            "ndarray": np.ndarray,
+        }
         self.steps: list[tuple[str, str]] = []  # a test by which a value is not of the structure, or a line
         self.columns: list[Column] = []
         self.leaves: list[str] = []  # what is stored in each column
@@ -204,12 +213,8 @@ class _Code:
         self.arrays: list[str] = []
         self.tensors: list[str] = []
         self.containers: list[str] = []
-        self.expression = ""
-        self._count = 0
-
-    def walk(self, spec: Spec, name: str) -> None:
-        """A structure whose value has that name."""
-        self.expression = self._part(spec, name)
+        self.expression = self._part(spec, "v")
+        self._apart()
 
     def _test(self, test: str) -> None:
         self.steps.append((test, ""))
@@ -266,7 +271,7 @@ class _Code:
         else:
             self._test(f"type({name}) is not ndarray")
             self.arrays.append(array)
-        flags = f"{array}.flags.num & {FLAGS}"
+        flags = f"{array}.flags.num & {WHOLE}"
         ours = "" if word == "tensor" else f" and not ({flags} == 1 and is_ours({array}))"
         same = self._constant(dtype)
         self._test(f"{array}.dtype is not {same} and ({array}.dtype != {same} or {array}.dtype.metadata is not None)")
@@ -298,16 +303,23 @@ class _Code:
             return "[" + ", ".join(parts) + "]"
         return _tuple(parts)
 
-    def apart(self) -> None:
+    def _apart(self) -> None:
         """Check that no part is met twice, and that no two arrays share memory."""
         if len(self.containers) > 1:
             names = ", ".join(self.containers)
             self._test(f"len({{*map(id, ({names}))}}) < {len(self.containers)}")
+        if self.tensors:
+            self._test(f"lent({_tuple(self.tensors)})")
         if len(self.arrays) + len(self.tensors) > 1:
             own = [f"{name}.base is not None" for name in self.arrays]
             own += [f"{one} is {other}" for one, other in itertools.combinations(self.arrays, 2)]
             quick = f"({' or '.join(own)}) and " if not self.tensors and len(own) < LEAVES else ""
             self._test(f"{quick}not apart({_tuple(self.arrays)}, {_tuple(self.tensors)})")
+
+
+def _lent(tensors: tuple[Any, ...]) -> bool:
+    """Whether one of them lies in a store, so that others need only be told where (`shared`)."""
+    return any_stores() and any(store_at(each.untyped_storage().data_ptr()) is not None for each in tensors)
 
 
 def _apart(arrays: tuple[np.ndarray[Any, Any], ...], tensors: tuple[Any, ...]) -> bool:

@@ -31,11 +31,12 @@ what is to be done outside, and are resumed with its outcome:
     ("passed?",)             whether a cursor lies in the pipe (a replacement asks)
     ("share", n)             of n small values that lie there -> how many to claim
     ("copy", claim)          copy the claimed small values out of their cell, to memory that outlives the worker
-    ("dash", claim, k, putter)   let `Dash` do as many values as it can, from k on -> the first that it could not
+    ("putter", putter)       what puts the results, before the first of them
+    ("dash", claim, k)       let `Dash` do as many values as it can, from k on -> the first that it could not
     ("blank", claim, k)      -> a parcel without values, if the quick way could go on in a cell that is begun with it, or None
-    ("begin", claim, k, putter)   load value k of the claim and start the step on it -> whether it has views on its cell
+    ("begin", claim, k)      load value k of the claim and start the step on it -> whether it has views on its cell
     ("result",)              -> the next parcel of the value at work, or None after the last
-    ("spill", claim, k, given, putter)   put results of value k that are there already into the open table -> how many are given
+    ("spill", claim, k, given)   put results of value k that are there already into the open table -> how many are given
     ("fewer", now, before)   -> the parcel of an error: a predecessor had more results of this value
     ("other",)               -> the same: a predecessor had other results of this value
     ("fill", cell, parcel)   copy the parcel into the cell
@@ -304,9 +305,8 @@ class Putter(Side):
         self.first_small = self.first_cell + shape.large
         self._free = list(range(self.first_small - 1, self.first_cell - 1, -1))
         self._free_small = list(range(self.first_cell + edge.cells_each - 1, self.first_small - 1, -1))
-        self._held: dict[
-            int, tuple[int, int]
-        ] = {}  # cell -> bytes, values; of published cells not known to be free, oldest first
+        # Of published cells that are not known to be free, oldest first: bytes and values.
+        self._held: dict[int, tuple[int, int]] = {}
         self._bytes = self._values = 0  # held
         self._pages = list(edge.pages[self.first_cell : self.first_small])  # as far as is known here
         self._all_pages, self._used_pages = sum(self._pages), 0  # of all cells, and of those that are not free
@@ -484,7 +484,7 @@ class Putter(Side):
 
     def take_free(self, nbytes: int) -> int | None:
         """A free cell for so many bytes that will be the next result's, or None."""
-        free = self._free_small if nbytes <= SMALL and self._free_small else self._free
+        free = self._free_small if nbytes <= SMALL and self.edge.shape.extra else self._free
         if not free:
             return None
         cell = free[-1]
@@ -789,6 +789,7 @@ def work(board: Board, edge: int, me: int) -> Acting:
     taker = Taker(board, board.edges[edge], me)
     out = board.edges[edge + 1]
     putter = Putter(board, out, me - out.first)
+    yield ("putter", putter)
     hand, job = board.hand[me], board.job[me]
     alone = out.shape.producers == 1
     inherited = bool(hand[0])  # from a predecessor that died; its neighbours may wait for a ring it owed
@@ -921,18 +922,18 @@ def _run(claim: Claim, putter: Putter, done: int, skip: int, job: Words) -> Acti
             raise Cancelled
         if not skip and putter.edge.shape.most > 1:
             if putter._open == number and not putter.board.watched:
-                k = yield ("dash", claim, k, putter)
+                k = yield ("dash", claim, k)
                 if k == claim.values:
                     break
             blank = yield ("blank", claim, k)
             if blank is not None:
                 yield from putter.put(number, blank, k << DONE)
                 continue
-        yield ("begin", claim, k, putter)
+        yield ("begin", claim, k)
         given, last = 0, False
         while not last:
             if given > skip and putter._open == number and not putter.board.watched:
-                given = yield ("spill", claim, k, given, putter)
+                given = yield ("spill", claim, k, given)
             parcel = yield ("result",)
             if given < skip and (parcel is None or parcel.kind & (END | ERROR) == END):
                 parcel = yield ("fewer", given, skip)
