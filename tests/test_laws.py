@@ -37,6 +37,35 @@ grouped_ = st.sampled_from(
 parts_ = st.lists(st.one_of(items_, items_, plain_, queues_, grouped_), min_size=0, max_size=4)
 
 
+def varied(x):
+    """Numbers, but now and then something else."""
+    match x % 16:
+        case 9:
+            return None
+        case 10:
+            return x, 1
+        case 11:
+            return qf.SKIP
+        case 12:
+            return [x]
+        case 13:
+            return (each for each in (x, x + 1))
+        case 14:
+            return iter(())
+    return x
+
+
+@pytest.mark.parametrize("function", [varied, add, drop, several], ids=lambda function: function.__name__)
+@pytest.mark.parametrize("mark", [qf.map, qf.process, qf.process(n=2), qf.thread(n=2)], ids=["map", "process", "two", "threads"])
+def test_numbers_in_and_anything_out(mark, function):
+    """Numbers are worked on the quick way, as long as they give numbers."""
+    flow = qf.Flow(mark(function))
+    expected = list(flow(range(200), engine="serial"))
+    assert list(flow(range(200))) == expected
+    lists = [list(range(k, k + k % 7)) for k in range(30)]
+    assert list((qf.pool(n=2)(function) | qf.queue(2))(lists)) == list(qf.Flow(qf.pool(function))(lists, engine="serial"))
+
+
 @settings(max_examples=60)
 @given(parts_, st.lists(st.integers(-20, 20), max_size=20))
 def test_processes_agree_with_serial(parts, source):

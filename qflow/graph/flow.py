@@ -160,8 +160,12 @@ class Each(Operator[A, B]):
         """What comes out for one value."""
 
     def plain(self) -> Callable[[Any], Any] | None:
-        """The function, if `outputs` gives the `results` of what it returns, and no more."""
+        """The function, if `outputs` is what its result stands for, and no more."""
         return None
+
+    def given(self, result: Any) -> Iterable[Any]:
+        """The values that a result of the function stands for."""
+        return results(result)
 
     def transform(self, values: Iterator[Any]) -> Iterator[Any]:
         each = cast("Each[Any, Any]", self.opened())
@@ -242,7 +246,7 @@ class Map(Each[A, B]):
         return self.function.name
 
     def outputs(self, value: Any) -> Iterable[Any]:
-        return results(self.function(value))
+        return self.given(self.function(value))
 
     def plain(self) -> Callable[[Any], Any]:
         return self.function.plain()

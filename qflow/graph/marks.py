@@ -121,10 +121,6 @@ class Step(Each[A, B], Generic[A, B, P, R]):
     def outputs(self, value: Any) -> Iterable[Any]:
         return self.given(self.function(value))
 
-    def given(self, result: Any) -> Iterable[Any]:
-        """The values that a result of the function stands for."""
-        return results(result)
-
     def plain(self) -> Callable[[Any], Any] | None:
         """The function, if all that is done with a value is to call it, but for values that are markers of ours."""
         return self.function.plain() if self.retry is None else None

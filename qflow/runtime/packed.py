@@ -148,7 +148,7 @@ class Packer:
     def pack(self, value: Any, path: Path, most: int = sys.maxsize) -> Plain | Encoded | Row | Single:
         """An item; one that can't be sent is a TransportError."""
         template = self.template
-        if template is not None and (template.check(value) or (value is CLOSE and not template.number)):
+        if template is not None and (template.check(value) or value is CLOSE):
             return self._row(value, path, template, most)
         if self._wait:
             self._wait -= 1

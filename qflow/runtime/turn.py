@@ -558,7 +558,8 @@ class Putter(Side):
         edge.head[lane] = place + 1
         if self.board.watched:
             yield "committed"
-        yield from self._wake(item)
+        if parcel is None or parcel.values:
+            yield from self._wake(item)
 
     def put(self, item: int, parcel: Parcel, progress: int, flags: int = 0, mark: int = 0) -> Acting:
         """Publish a result: the last entry grows by it, or it gets a new one. ``progress``, ``flags``: for ``grown``."""
