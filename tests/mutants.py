@@ -97,7 +97,7 @@ MUTANTS = {
     "free cells keep their pages": Mutant(
         "turn", "            if self._all_pages <= self._most_pages:", "            if 1:", BYTES
     ),
-    "sleep without a second look": Mutant("turn", "            if ready():\n                break\n", ""),
+    "sleep without a second look": Mutant("turn", "            if found := ready():\n                break\n", ""),
     "a lane is written over": Mutant("turn", "if place & LOW >= edge.depth:", "if 0:"),
     "a finished item is run again": Mutant("turn", "        if not finished:", "        if True:", RARE),
     "the commit comes before the entry": Mutant(
@@ -142,7 +142,7 @@ MUTANTS = {
         "        yield from self._free(claim, viewing)\n        return value",
         "        yield from self._free(claim)\n        return value",
     ),
-    "the user may keep all cells": Mutant("consumer", "in self._leases.held) < VIEWS", "in self._leases.held) < 10**9"),
+    "the user may keep all cells": Mutant("consumer", "in held) < VIEWS", "in held) < 10**9"),
     "what the user kept is free in the next run": Mutant(
         "consumer",
         "            board.edges[-1].cell[cell] = KEPT | board.shape.participants - 1",
@@ -187,7 +187,7 @@ MUTANTS = {
     "an offset counts in any entry": Mutant(
         "turn", "return word >> 32 if word & 0xFFFFFFFF == place & 0xFFFFFFFF else 0", "return word >> 32"
     ),
-    "the end of what is closed is not seen": Mutant("turn", "if head == place and place & LOW and edge", "if 0 and edge"),
+    "the end of what is closed is not seen": Mutant("turn", "if head == place and place & LOW and self", "if 0 and self"),
     "who waits for room lets its entry grow": Mutant(
         "turn", "        yield from self.close(item)\n        cell", "        cell", RARE
     ),

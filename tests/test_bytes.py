@@ -242,7 +242,7 @@ def test_the_plan_prints_bytes():
     flow = qf.process(n=2, name="double")(abs) | qf.queue(4, memory="1MB")
     assert str(flow.plan(memory="100MB")).splitlines() == [
         "source  1 thread of this process",
-        "  |  1 item waits, or small ones up to 1 MiB together, in 43.8MB",
+        "  |  1 item waits, or several up to 4 MiB together, in 43.8MB",
         "double  2 processes",
         "  |  at most 4 items wait, in 1MB, 500kB of each worker",
         "consumer",

@@ -353,7 +353,7 @@ def test_q13_flowstatus_counts():
 
 
 def test_q14_unwritten_queues_have_the_documented_bound():
-    step, default = ProcessStep(abs), None  # one item, or small ones of 1 MiB together
+    step, default = ProcessStep(abs), None  # one item, or several of 4 MiB together
     assert Sequence(step, step).flow.plan().bounds == (default, default, default)
     assert Sequence(step, queue.Queue(7), step, queue.Queue(9)).flow.plan().bounds == (default, 7, 9)
     assert Sequence(queue.Queue(5), step).flow.plan().bounds == (5, default)

@@ -182,13 +182,13 @@ def test_a_notebook_gets_text_a_page_and_a_picture() -> None:
 def test_a_plan_prints_as_a_table() -> None:
     assert str((fetch | PIPE).plan()).splitlines() == [
         "source     1 thread of this process",
-        "  |  1 item waits, or small ones up to 1 MiB together",
+        "  |  1 item waits, or several up to 4 MiB together",
         "fetch      4 threads in 1 process",
-        "  |  1 item waits, or small ones up to 1 MiB together",
+        "  |  1 item waits, or several up to 4 MiB together",
         "read       2 processes               read | scatter",
-        "  |  1 item waits, or small ones up to 1 MiB together",
+        "  |  1 item waits, or several up to 4 MiB together",
         "transform  20 processes",
-        "  |  1 item waits, or small ones up to 1 MiB together",
+        "  |  1 item waits, or several up to 4 MiB together",
         "collate    1 process                 gather | repack(64) | collate",
         "  |  at most 4 items wait",
         "consumer",

@@ -239,6 +239,7 @@ def put_in_place(made, monkeypatch):
 
 
 @pytest.mark.usefixtures("simulated_deaths")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mutants.seen_by("simulated"))
 def test_removing_a_line_of_the_coordination_is_noticed(name, monkeypatch):
     put_in_place(mutants.runtime(name), monkeypatch)

@@ -437,6 +437,13 @@ def put_in_place(made, monkeypatch):
         monkeypatch.setitem(globals(), module, made[module])
 
 
+@pytest.mark.parametrize("name", mutants.MUTANTS)
+def test_a_mutant_changes_one_place(name):
+    module = mutants.MUTANTS[name].module
+    assert mutants.text(module, name) != mutants.text(module, None)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*filter(in_a_world, mutants.seen_by("world"))])
 def test_removing_a_line_of_the_protocol_is_noticed(name, monkeypatch):
     put_in_place(mutants.runtime(name), monkeypatch)

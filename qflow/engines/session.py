@@ -123,14 +123,16 @@ class Session:
         try:
             while True:
                 action = actions.send(outcome)
-                if type(action) is tuple:
-                    if action[0] == "ring":
-                        self.crew.channels.ring(action[1])
-                    elif action[0] == "give back":
-                        self.crew.channels.leases.cells.punch(*action[1:])
-                    else:
+                if type(action) is not tuple:
+                    continue
+                if action[0] == "wait":
+                    if self._consumer.returned:
                         self._drive(self._consumer.unkeep())
-                        self._wait(actions, deadline)
+                    self._wait(actions, deadline)
+                elif action[0] == "ring":
+                    self.crew.channels.ring(action[1])
+                else:
+                    self.crew.channels.leases.cells.punch(*action[1:])
         except StopIteration as stop:
             return stop.value
         except Cancelled:

@@ -22,7 +22,7 @@ from qflow.graph.flow import Each, Operator, Queue, through
 from qflow.graph.options import NOTHING, Options
 
 SMALL = 256 * 1024  # bytes of a small item at most
-WAITING = 1 << 20  # bytes of small items that an unwritten queue lets wait
+WAITING = 1 << 22  # bytes of items that an unwritten queue lets wait, when there are several
 MANY = 4096  # of them at most
 
 
@@ -58,7 +58,7 @@ class Plan:
         feed: operators that run where the source is read.
         groups: the groups, in order.
         bounds: items that may wait before each group, and at last before the consumer; None: not
-            written, one item or as many small ones as fit in 1 MiB, at most 4096.
+            written, one item or as many as fit in 4 MiB, at most 4096.
         operators: what was planned, with sizes read: the meaning of the groups together.
         budgets: bytes of shared memory of each channel; None: as much as its bound lets it take.
     """
@@ -121,7 +121,7 @@ def workers_text(group: Group) -> str:
 def bound_text(bound: int | None) -> str:
     """What may wait in one channel, in words."""
     if bound is None:
-        return "1 item waits, or small ones up to 1 MiB together"
+        return "1 item waits, or several up to 4 MiB together"
     return f"at most {_counted(bound, 'item waits', 'items wait')}"
 
 

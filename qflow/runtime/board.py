@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import mmap
 from collections.abc import MutableSequence
 from itertools import accumulate
@@ -51,6 +52,7 @@ POISON = (1 << 64) - 1
 LANES = 1024  # items of an unwritten queue whose results may wait for those of a slow one
 SLACK = 32  # lanes that must be free before a producer that waited goes on
 SMALL_CELLS = 128  # of a producer of an unwritten queue
+SPARE = 3  # large cells of the same beyond those for the items that may always wait
 PARTS = 4  # of these bytes, each in a cell of its own, so that some are free while others are taken
 MOST_VALUES = 4096  # of one entry, and of one claim
 MOST_WAITING = 4096  # cells of a channel for waiting items; a larger queue holds no more than these
@@ -77,6 +79,7 @@ class Phase(enum.IntEnum):
     RUN = 2
     SEND = 3  # encoding a result, and copying it into its cell
     OPEN = 4  # building the user's classes
+    DASH = 5  # RUN, of the value that follows those that are done: see `Board.state`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +91,8 @@ class EdgeShape:
         window: items that may be claimed by the producers and are not wholly taken.
         base: cells of each producer for items of any size.
         extra: more cells of each, for small items of an unwritten queue.
-        small: bytes of small items that each producer may let wait.
+        spare: more for items of any size, of the same.
+        small: bytes of the items in all these that each producer may let wait.
         most: values of one entry, and of one claim.
         packed: small values that each producer may let wait.
         share: bytes of pages that the large cells of each producer may have together; 0: any number. A larger
@@ -107,13 +111,14 @@ class EdgeShape:
     most: int = 1
     packed: tuple[int, ...] = ()
     share: int = 0
+    spare: int = 0
 
-    @property
+    @functools.cached_property
     def large(self) -> int:
         """Cells of each producer for items of any size: those that wait, and those that takers keep views on."""
-        return max(self.base) + VIEWS * self.takers
+        return max(self.base) + self.spare + VIEWS * self.takers
 
-    @property
+    @functools.cached_property
     def cells(self) -> int:
         """Cells of each producer: the large ones, then the small ones."""
         return self.large + self.extra
@@ -148,7 +153,7 @@ def edge_shape(bound: int | None, producers: int, takers: int, *, ordered: bool,
         packed = _shares(waiting + takers - takers * most, producers)
         return EdgeShape(producers, takers, window, base, 0, 0, 0, most, packed, share)
     packed = _shares(MANY, producers)
-    return EdgeShape(producers, takers, window, base, SMALL_CELLS, WAITING // producers, SLACK, MOST_VALUES, packed, share)
+    return EdgeShape(producers, takers, window, base, SMALL_CELLS, WAITING // producers, SLACK, MOST_VALUES, packed, share, SPARE)
 
 
 def _shares(values: int, producers: int) -> tuple[int, ...]:
@@ -238,6 +243,16 @@ class Board:
         self.of_run = self._at
         for edge in self.edges:
             edge.pages = self._cut(edge.shape.all_cells)
+
+    def state(self, who: int) -> int:
+        """The first word of ``at`` of a worker, which on the quick way is not written for each value: what is committed tells."""
+        state: int = self.at[who][0]
+        if state & 7 != Phase.DASH:
+            return state
+        edge = next(edge for edge in self.edges if edge.first <= who < edge.first + edge.shape.producers)
+        lane = (self.job[who][0] - 1) % edge.window
+        done: int = edge.grown[lane * edge.depth + (edge.head[lane] - 1 & LOW) % edge.depth] >> DONE & COUNT
+        return state - Phase.DASH + Phase.RUN + (done << OFFSET)
 
     def _cut(self, count: int) -> Any:
         """So many words in cache lines of their own: what one writes does not slow down those who use others."""

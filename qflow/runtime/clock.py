@@ -56,7 +56,7 @@ class Clock:
         """What goes on, for how many seconds, and how many it may take."""
         now = time.monotonic_ns()
         for who in self._participants:
-            state, place, since = self._board.at[who]
+            state, (_, place, since) = self._board.state(who), self._board.at[who]
             if state & 7 != Phase.IDLE:
                 limit = self._limits.get(who, math.inf)
                 limit = max(limit, BUILDING) if state & 7 in IMPORTS else limit

@@ -62,6 +62,7 @@ class Consumer:
     Attributes:
         failed: how many items failed, of each group.
         ready: results that need only be given out.
+        returned: cells whose last view is gone.
     """
 
     def __init__(self, board: Board, names: Sequence[str], leases: Leases, *, ordered: bool, poison: bool) -> None:
@@ -72,6 +73,7 @@ class Consumer:
         self._mixed: deque[Any] = deque()  # the same, when some of them are broken
         self._broken: dict[int, ItemFailure] = {}  # how many of them follow one that can't be built in this process
         self.failed: Counter[int] = Counter()
+        self.returned: deque[int] = leases.cells.returned
 
     def take(self) -> Acting:
         """The next result, or `OVER` at the end; `Told` in place of one that failed."""
@@ -112,10 +114,10 @@ class Consumer:
             yield from self._free(claim)
             self.failed[failure.group] += 1
             raise Told(failure.told())
-        if self._leases.cells.returned:
+        if self.returned:
             yield from self.unkeep()
-        each = self._taker.edge.cells_each
-        views = sum(cell // each == claim.cell // each for cell in self._leases.held) < VIEWS
+        held, each = self._leases.held, self._taker.edge.cells_each
+        views = len(held) < VIEWS or sum(cell // each == claim.cell // each for cell in held) < VIEWS
         try:
             value, _, viewing = decode(self._leases.cells, claim.cell, read_only=False, views=views)
         except (Exception, SystemExit, GeneratorExit) as error:  # but not Ctrl-C
@@ -162,7 +164,9 @@ class Cursor:
     def take(self) -> Acting:
         """The next values -> a Claim whose number is their item's, or None at the end."""
         claim: Claim | None = yield from self.taker.next_values(*self._position, self._save)
-        return claim and claim._replace(values=min(claim.values, self.taker.edge.shape.most))
+        if claim is not None and claim.values > self.taker.edge.shape.most:
+            return claim._replace(values=self.taker.edge.shape.most)
+        return claim
 
     def done(self, claim: Claim, kept: bool = False) -> Acting:
         """They are taken; or views on their cell are kept."""

@@ -96,6 +96,7 @@ class Desk:
         self._values: list[Any] | None = None  # in the worker's hands, if they came in a table
         self.ring: Callable[[int], object] = lambda who: None
         self._busy, self._most = 0, 1  # nanoseconds in the step's code when the claim began; values that it may have
+        self._large = False  # a result of the claim has a cell of its own
         self.effects: dict[str, Callable[..., Any]] = {
             "share": self._share,
             "copy": self._take,
@@ -133,7 +134,7 @@ class Desk:
 
     def info(self) -> WorkerInfo:
         """What the step may know of its worker."""
-        offset = (self.at[0] or self._at_value) >> OFFSET  # the quick way notes it there only
+        offset = (self.board.state(self.me) or self._at_value) >> OFFSET
         tries = self.orders.tries.get((self.at[1] - 1, offset), 0)
         out = self.board.edges[self.number + 1]
         return WorkerInfo(self.name, self.me - out.first, out.shape.producers, 1 + tries + self._retries)
@@ -217,7 +218,7 @@ class Desk:
             self._reader = read(self._lies(claim), claim.offset, claim.values)
             if isinstance(self._reader, Table):
                 self._values = self._reader.values(read_only=True)
-        self._busy = self.counts[0]
+        self._busy, self._large = self.counts[0], False
 
     def _blank(self, claim: Claim, k: int) -> Parcel | None:
         """A cell to be begun for the quick way, unless that has just been tried."""
@@ -279,8 +280,8 @@ class Desk:
         given: Iterable[Any] = self.group.operators[0].given(result)  # type: ignore[attr-defined]
         return given
 
-    def _begin(self, claim: Claim, k: int) -> bool:
-        """Load a value of a claim and start the step on it -> whether it has views on its cell."""
+    def _begin(self, claim: Claim, k: int) -> Parcel | None:
+        """Load a value of a claim and start the step on it -> its only result, if it has a cell of its own and no other way."""
         self._outgoing.begin()
         if self._claim != claim:
             self._read(claim)
@@ -295,10 +296,10 @@ class Desk:
         if self._row is None:
             assert self.orders.fatal is not None
             self._answer = self._given_up(self.orders.fatal)
-            return False
+            return None
         if claim.kind & ERROR:
             self._answer = self._passed_on(claim.cell)
-            return False
+            return None
         try:
             self._enter(LOAD)
             value, self._path, viewing = self._load(claim.cell, k)
@@ -306,13 +307,38 @@ class Desk:
         except self.caught as error:
             self._leave()
             self._answer = self._not_loaded(error)
-            return False
+            return None
         self._viewing = claim.cell if viewing else None
         self._value = value
         self.counts[1] += value is not CLOSE
+        if self._function is not None and self._outcome is None and value is not CLOSE and self._packer.large:
+            single = self._call(value)
+            if single is not None:
+                self.counts[2] += 1
+                return Parcel(DATA | END, single.nbytes, single)
         called = None if self._outcome is None else self._called
         self._results = self._row.add(value, self._path, self._reload, called)
-        return viewing
+        return None
+
+    def _call(self, value: Any) -> Single | None:
+        """Call the function of a plain step, of which a large result is expected -> that, or None: see ``_outcome``."""
+        assert self._function is not None
+        self.at[0] = self._at_value | 2 << CALLS | RUN  # call 1 was to load it
+        begun = self.now()
+        try:
+            self._outcome = self._function(value), None
+        except BaseException as error:
+            self._outcome = None, error
+        if self.forked:
+            os._exit(0)
+        self.at[0] = IDLE
+        self.counts[0] += self.now() - begun
+        result, raised = self._outcome
+        single = None if raised is not None or self._outgoing.used else self._packer.single(result, self._path)
+        if single is None or single.nbytes > self.outputs.stride:
+            return None
+        self._outcome, self._calls = None, 3
+        return single
 
     def _passed_on(self, cell: int) -> Parcel:
         """The failure of an earlier step, for the next one."""
@@ -434,6 +460,7 @@ class Desk:
     def _fill(self, cell: int, parcel: Parcel) -> None:
         if parcel.nbytes > SMALL:  # it may be too large for the memory that there is
             self.at[0] = self._at_value | self._calls << CALLS | SEND
+        self._large |= not parcel.packs
         self._filling.fill(cell, parcel)
         self.at[0] = IDLE
 
@@ -449,7 +476,7 @@ class Desk:
                 poison(self.inputs, claim.cell)
         if packed and self._claim == claim:
             cost = (self.counts[0] - self._busy) // claim.values
-            self._most = 1 if cost >= SLOW else min(2 * self._most, SHARE // (cost + 1))
+            self._most = 1 if cost >= SLOW or self._large else min(2 * self._most, SHARE // (cost + 1))
         self._claim, self._reader, self._values = NO_CLAIM, None, None
         if self._begun:  # not one that a predecessor has finished
             self._begun = max(0, self._begun - claim.values)

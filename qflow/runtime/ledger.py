@@ -42,7 +42,7 @@ class At(NamedTuple):
 
 def at_of(board: Board, who: int, *, stream: bool) -> At:
     """What a participant is at, or was when it died."""
-    state, place, _ = board.at[who]
+    state, place = board.state(who), board.at[who][1]
     job = board.job[who]
     return At(who, Phase(state & 7), place, state >> CALLS, bool(place) if stream else job[0] != job[7])
 

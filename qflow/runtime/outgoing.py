@@ -8,7 +8,6 @@ is not used until he lets go.
 
 from __future__ import annotations
 
-import pickle
 import weakref
 from collections.abc import Iterable
 from operator import index
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from qflow.runtime.parts import LARGE
-from qflow.runtime.table import Single, Writer, layout
+from qflow.runtime.table import Single, layout
 from qflow.runtime.whereabouts import here
 
 if TYPE_CHECKING:
@@ -108,6 +107,11 @@ class Outgoing:
         if self._lent:
             self._collect()
 
+    @property
+    def used(self) -> bool:
+        """Whether an array was made for the item at work."""
+        return self._cell >= 0
+
     def _forget(self) -> None:
         self._cell, self._template, self._addresses = -1, None, {}
 
@@ -155,20 +159,13 @@ class Outgoing:
 
     def place(self, single: Single) -> bool:
         """Write a result around those of its arrays that lie in the outgoing cell -> whether there are any."""
-        template, value, path = single.template, single.value, single.path
-        if self._cell < 0 or template is not self._template or len(path) != self._packer.words:
+        if self._cell < 0 or single.template is not self._template or len(single.path) != self._packer.words:
             return False
-        *leaves, odd = template.leaves(value)
+        leaves = single.leaves
         here = [number for number, leaf in enumerate(leaves) if isinstance(leaf, np.ndarray) and _address(leaf) in self._memory]
         if not here or any(self._addresses.get(number) != _address(leaves[number]) for number in here):
             return False  # what lies where another one must lie would be overwritten
-        writer = Writer(self._cells.region(self._cell)[: single.nbytes], template, len(path), 1)
-        for number, leaf in enumerate(leaves):
-            if number not in here:
-                writer.columns[number][0] = leaf
-        if template.odd:
-            writer.put_odd(0, pickle.dumps(odd, 5))
-        writer.put_path(0, path)
+        single.fill_around(self._cells.region(self._cell), here)
         return True
 
     def sent(self, nbytes: int) -> tuple[Whole | Copied, int]:

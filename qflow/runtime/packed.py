@@ -147,22 +147,40 @@ class Packer:
 
     def pack(self, value: Any, path: Path, most: int = sys.maxsize) -> Plain | Encoded | Row | Single:
         """An item; one that can't be sent is a TransportError."""
-        template = self.template
-        if template is not None and (template.check(value) or value is CLOSE):
-            return self._row(value, path, template, most)
-        if self._wait:
-            self._wait -= 1
-        elif value is not CLOSE and self._look(value):
-            assert self.template is not None
-            return self._row(value, path, self.template, most)
-        return small(value, path, most)
+        found = self._row(value, path)
+        if found is None and value is not CLOSE:
+            if self._wait:
+                self._wait -= 1
+            elif self._look(value):
+                found = self._row(value, path)
+        if found is None or (type(found) is Single and found.nbytes > most):
+            return small(value, path, most)
+        return found
 
-    def _row(self, value: Any, path: Path, template: Template, most: int) -> Plain | Encoded | Row | Single:
+    def _row(self, value: Any, path: Path) -> Row | Single | None:
+        """A value of the template, or None if it is not."""
+        template = self.template
+        if template is None:
+            return None
+        if template.large:
+            return self.single(value, path)
+        if not template.check(value) and value is not CLOSE:
+            return None
         self.words = len(path)
-        if not template.large:
-            return Row(value, path, template, self._odd)
-        single = None if value is CLOSE else Single(value, path, template)
-        return small(value, path, most) if single is None or single.nbytes > most else single
+        return Row(value, path, template, self._odd)
+
+    @property
+    def large(self) -> bool:
+        """Whether values that have cells of their own are expected."""
+        return self.template is not None and self.template.large
+
+    def single(self, value: Any, path: Path) -> Single | None:
+        """A value that has a cell of its own, if it looks like the last ones and those had, too."""
+        template = self.template
+        if template is None or not template.large or not (leaves := template.leaves(value)):
+            return None
+        self.words = len(path)
+        return Single(leaves, path, template)
 
     def blank(self, words: int) -> Parcel | None:
         """A parcel to begin a cell with, for rows like the last ones, if they were alike."""
@@ -239,15 +257,22 @@ def contents(values: Sequence[Any]) -> Iterator[Encoded | Alike]:
 
 def mark_of(content: Plain | Encoded | Row | Single) -> int:
     """A digest of an item, to see whether another one is the same: 32 bits, of which the last tells how it was made, never 0."""
-    if type(content) is Row or type(content) is Single:
+    if type(content) is Row:
         return mark_of_row(content.template, content.value)
+    if type(content) is Single:
+        return mark_of_leaves(content.leaves)
     assert not isinstance(content, Row | Single)
     return content.digest() | 1
 
 
 def mark_of_row(template: Template, value: Any) -> int:
     """The same for a value of a template."""
-    return 2 if value is CLOSE else template_mark(template.leaves(value)) & ~1 or 2
+    return 2 if value is CLOSE else mark_of_leaves(template.leaves(value))
+
+
+def mark_of_leaves(leaves: tuple[Any, ...]) -> int:
+    """The same of what it stores."""
+    return template_mark(leaves) & ~1 or 2
 
 
 class Records:

@@ -31,6 +31,7 @@ class StreamDesk(Desk):
             "finish": self._finish,
             "save": self._save,
             "take": self._take_many,
+            "viewing?": lambda: self._viewing is not None,
             "done?": lambda: self._row is not None and self._row.done,
         }
 

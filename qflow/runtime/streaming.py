@@ -20,6 +20,7 @@ Effects beside those of `turn`:
 
     ("restore", half, end)   build the stream, from a log -> whether it needs no more
     ("take", claim, k)       let the stream take values from the k-th on, none of which brings a result -> how many
+    ("viewing?",)            -> whether the value that was begun last has views on its cell
     ("done?",)               -> whether it needs no more
     ("finish",)              the input has ended; the last results
     ("save", half, end)      -> half and end of the log after the entries pushed since the last save
@@ -145,7 +146,8 @@ def stream(board: Board, edge: int, me: int) -> Acting:
             if not board.watched and (taken := (yield ("take", claim, number))):
                 number += taken
             else:
-                viewing = yield ("begin", claim, number)
+                yield ("begin", claim, number)
+                viewing = yield ("viewing?",)
                 yield from give()
                 number += 1
                 done = yield ("done?",)

@@ -13,7 +13,7 @@ import itertools
 import pickle
 import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -30,7 +30,10 @@ ALIGN = 64
 TABLE = 0x71667462 << 32
 # TABLE and the check, rows, words of a path << 32 | bytes of the structure, whether there is a CLOSE
 HEAD = struct.Struct("=QQQQ")
-CLOSES = 3  # number of that word
+CHECKED, CLOSES = 24, 3  # bytes of all but the last word, and its number
+SIGN = (TABLE >> 32).to_bytes(4, sys.byteorder)
+OVERWRITTEN = "the head of a cell was overwritten: its check word is wrong"
+KNOWN = 256
 CLOSED = 1 << 63  # in an index path: the row is CLOSE
 ODD = 32  # multiple of the bytes for which the odd leaves of a row are given room
 Path = tuple[int, ...]
@@ -68,7 +71,32 @@ def rows_for(template: Template, words: int, odd: int) -> int:
 
 def is_table(region: memoryview) -> bool:
     """Whether a cell holds a table."""
-    return int.from_bytes(region[4:8], sys.byteorder) == TABLE >> 32
+    return region[4:8] == SIGN
+
+
+@functools.lru_cache(maxsize=256)
+def _head(template: Template, words: int, rows: int) -> bytes:
+    """What a table begins with."""
+    rest = rows, words << 32 | len(template.key)
+    check = crc32(template.key, crc32(HEAD.pack(0, *rest, 0)))
+    return HEAD.pack(TABLE | check, *rest, 0) + template.key
+
+
+_known: dict[bytes, tuple[Template, int, Layout]] = {}  # by their heads, which have been checked
+
+
+def _learn(region: memoryview) -> tuple[Template, int, Layout]:
+    """What the head of a table says, if it is whole: its check word is that of the structure, too."""
+    check, rows, sizes, _ = HEAD.unpack_from(region)
+    words, size = sizes >> 32, sizes & 0xFFFFFFFF
+    key = bytes(region[HEAD.size : HEAD.size + size]) if size < SMALL else b""
+    if check != TABLE | crc32(key, crc32(HEAD.pack(0, rows, sizes, 0))):
+        raise InternalError(OVERWRITTEN)
+    if len(_known) >= KNOWN:
+        _known.clear()
+    template = of_key(key)
+    found = _known[bytes(region[:CHECKED])] = template, words, layout(template, words, rows)
+    return found
 
 
 def _aligned(size: int) -> int:
@@ -98,11 +126,9 @@ class Writer:
 
     def __init__(self, region: memoryview, template: Template, words: int, rows: int) -> None:
         self.region, self.template, self.words, self.rows = region, template, words, 0
-        self._layout = layout(template, self.words, rows)
-        rest = self._layout.rows, self.words << 32 | len(template.key)
-        check = crc32(template.key, crc32(HEAD.pack(0, *rest, 0)))
-        HEAD.pack_into(region, 0, TABLE | check, *rest, 0)
-        region[HEAD.size : HEAD.size + len(template.key)] = template.key
+        self._layout = layout(template, words, rows)
+        head = _head(template, words, rows)
+        region[: len(head)] = head
         self._words = region.cast("Q")
         self.paths = self._words[self._layout.paths // 8 :]
         self._ends = self._words[self._layout.ends // 8 :]
@@ -164,10 +190,10 @@ class Writer:
 class Single:
     """A large value that has a cell of its own, and its index path: a table of one row, ready to be copied into a cell."""
 
-    __slots__ = ("nbytes", "path", "template", "value")
+    __slots__ = ("leaves", "nbytes", "path", "template")
 
-    def __init__(self, value: Any, path: Path, template: Template) -> None:
-        self.value, self.path, self.template = value, path, template
+    def __init__(self, leaves: tuple[Any, ...], path: Path, template: Template) -> None:
+        self.leaves, self.path, self.template = leaves, path, template
         self.nbytes = self.size(template, len(path))
 
     @staticmethod
@@ -177,8 +203,26 @@ class Single:
 
     def fill(self, region: memoryview) -> None:
         """Copy it into a cell."""
-        fits = Writer(region[: self.nbytes], self.template, len(self.path), 1).add(self.value, self.path)
-        assert fits, "it was checked"
+        self.fill_around(region, ())
+
+    def fill_around(self, region: memoryview, there: Container[int]) -> None:
+        """The same, but for those of its leaves that are there."""
+        template, words = self.template, len(self.path)
+        plan, head = layout(template, words, 1), _head(template, words, 1)
+        region[: len(head)] = head
+        region[plan.paths : plan.paths + 8 * words] = struct.pack(f"={words}Q", *self.path)
+        *leaves, odd = self.leaves
+        for number, (leaf, column, at) in enumerate(zip(leaves, template.columns, plan.columns, strict=True)):
+            if number in there:
+                continue
+            if column.plain:
+                struct.pack_into(column.dtype, region, at, leaf)
+            else:
+                np.ndarray(column.shape, column.dtype, region, at)[...] = leaf
+        if template.odd:
+            pickled = pickle.dumps(odd, 5)
+            region[plan.heap : plan.heap + len(pickled)] = pickled
+            struct.pack_into("=Q", region, plan.ends, plan.heap + len(pickled))
 
 
 class Alike:
@@ -214,15 +258,14 @@ class Reader:
 
     def __init__(self, region: memoryview, offset: int, count: int) -> None:
         self.region, self.offset, self.count = region, offset, count
-        check, rows, sizes, closes = HEAD.unpack_from(region)
-        self.words, size = sizes >> 32, sizes & 0xFFFFFFFF
-        key = bytes(region[HEAD.size : HEAD.size + size]) if size < SMALL else b""
-        known = check == TABLE | crc32(key, crc32(HEAD.pack(0, rows, sizes, 0)))
-        if not known or not 0 <= offset < offset + count <= rows:
-            raise InternalError("the head of a cell was overwritten: its check word is wrong")
-        self.template = of_key(key)
-        self.closing = bool(closes)
-        self._layout = layout(self.template, self.words, rows)
+        head = bytes(region[:CHECKED])
+        known = _known.get(head)
+        if known is None:
+            known = _learn(region)
+        self.template, self.words, self._layout = known
+        if not 0 <= offset < offset + count <= self._layout.rows:
+            raise InternalError(OVERWRITTEN)
+        self.closing = any(region[CHECKED : HEAD.size])
 
     @property
     def paths(self) -> memoryview:

@@ -34,7 +34,7 @@ what is to be done outside, and are resumed with its outcome:
     ("putter", putter)       what puts the results, before the first of them
     ("dash", claim, k)       let `Dash` do as many values as it can, from k on -> the first that it could not
     ("blank", claim, k)      -> a parcel without values, if the quick way could go on in a cell that is begun with it, or None
-    ("begin", claim, k)      load value k of the claim and start the step on it -> whether it has views on its cell
+    ("begin", claim, k)      load value k of the claim and start the step on it -> the parcel of its only result, or None: ask
     ("result",)              -> the next parcel of the value at work, or None after the last
     ("spill", claim, k, given)   put results of value k that are there already into the open table -> how many are given
     ("fewer", now, before)   -> the parcel of an error: a predecessor had more results of this value
@@ -55,7 +55,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -94,7 +95,7 @@ SWEPT = 256  # cells looked at in one sweep
 ANY = (1 << 44) - 1  # in place of an item: any entry will do
 NUMBER = 16  # bytes of a number and its index path in a cell
 STEP = 1 << DONE | 1  # what one more result does to a word of ``grown``
-NOTHING, NEXT_ENTRY, NEXT_ITEM = 0, -1, -2  # what a taker finds at a position, when not values
+NOTHING, NEXT_ENTRY, NEXT_ITEM, OVER = 0, -1, -2, -3  # what a taker finds at a position, when not values
 FREED, TURN = 1, 2  # what a producer waits for: that own cells are freed; or that, and the turn of item ``word - TURN``
 # A free cell may have pages for twice the largest of so many large values. To give pages back costs 0.16 ms a MB, and to have
 # fresh ones 0.68 ms, where a copy into warm ones takes 0.02 to 0.04 (2 shared cores, Linux 6.18): not to be done often.
@@ -148,11 +149,11 @@ class Side:
         self.fenced, self.fence, self._fence_all = fence.needed, fence.own, fence.all
 
     def until(self, ready: Callable[[], Any], word: Words, at: int, mark: int, waits: Words | None = None) -> Acting:
-        """Wait until ``ready()``: leave a mark, look once more, sleep. Whoever makes it ready sees the mark and rings.
+        """Wait until ``ready()`` -> what it gave: leave a mark, look once more, sleep. Whoever makes it ready sees the mark.
 
         ``waits`` counts, so that nobody need ring twice for one sleep.
         """
-        while not ready():
+        while not (found := ready()):
             if self.board.watched:
                 yield "not ready"
             if waits is not None:
@@ -165,37 +166,47 @@ class Side:
                 self._fence_all()
             if self.board.cancelled[0]:
                 raise Cancelled
-            if ready():
+            if found := ready():
                 break
             yield ("wait",)
         if word[at]:
             word[at] = 0
+        return found
 
 
 class Taker(Side):
     """Takes the values of an edge, one after another, in order. A position: an entry's place, and an offset in it."""
 
+    def __init__(self, board: Board, edge: Edge, me: int) -> None:
+        super().__init__(board, edge, me)
+        self._head, self._grown, self._window, self._depth = edge.head, edge.grown, edge.window, edge.depth
+
     def slot(self, place: int) -> int:
         """Where the words of an entry lie."""
-        return (place >> SHIFT) % self.edge.window * self.edge.depth + (place & LOW) % self.edge.depth
+        return (place >> SHIFT) % self._window * self._depth + (place & LOW) % self._depth
 
     def found(self, place: int, offset: int) -> int:
         """How many values lie at a position; or that it goes on with `NEXT_ENTRY` or `NEXT_ITEM`; or `NOTHING` yet."""
-        edge = self.edge
-        head = edge.head[(place >> SHIFT) % edge.window]
+        item = place >> SHIFT
+        head = self._head[item % self._window]
         if head > place:  # before the entry grows: what follows another one is whole
-            if head >> SHIFT != place >> SHIFT:
+            if head >> SHIFT != item:
                 return NOTHING
-            grown = edge.grown[self.slot(place)]
+            grown = self._grown[item % self._window * self._depth + (place & LOW) % self._depth]
             more = (grown & COUNT) - offset
             if more > 0:
                 return more
             if head > place + 1:
                 return NEXT_ENTRY
             return NEXT_ITEM if grown & ENDED else NEXT_ENTRY if grown & CLOSED else NOTHING
-        if head == place and place & LOW and edge.grown[self.slot(place - 1)] & ENDED:
+        if head == place and place & LOW and self._grown[self.slot(place - 1)] & ENDED:
             return NEXT_ITEM
         return NOTHING
+
+    def looked(self, place: int, offset: int) -> int:
+        """The same; or `OVER`, if nothing will ever be there."""
+        total = self.edge.total
+        return self.found(place, offset) or (OVER if total[0] and place >> SHIFT >= total[0] - 1 else NOTHING)
 
     def after(self, place: int, offset: int) -> tuple[int, int]:
         """The position that comes next: this one, or where the next entry will be."""
@@ -232,8 +243,9 @@ class Taker(Side):
             found = self.found(place, offset)
             item = place >> SHIFT
             if found == NOTHING:
-                yield from self.until(self._ready(place, offset), edge.taker_wait, 0, item << 20 | self.me + 1, edge.taker_waits)
-                if (found := self.found(place, offset)) == NOTHING:
+                look = partial(self.looked, place, offset)
+                found = yield from self.until(look, edge.taker_wait, 0, item << 20 | self.me + 1, edge.taker_waits)
+                if found == OVER:
                     return None
             if found > 0:
                 entry = edge.entry[self.slot(place)]
@@ -241,11 +253,6 @@ class Taker(Side):
             over, (place, offset) = place, self.after(place, offset)
             yield from save(place)
             yield from self.forget(over, place)
-
-    def _ready(self, place: int, offset: int) -> Callable[[], bool]:
-        """Whether something is found at a position, or nothing ever will be."""
-        total, item = self.edge.total, place >> SHIFT
-        return lambda: self.found(place, offset) != NOTHING or (total[0] != 0 and item >= total[0] - 1)
 
     def forget(self, place: int, after: int, *, holding: bool = True) -> Acting:
         """An entry is over, and whoever takes it is noted to be after it: free its cell if it was a packed one.
@@ -356,10 +363,11 @@ class Putter(Side):
         if not shape.extra:
             fits = self._values < (self.packed if parcel.packs else self.base) and self._affords(item, parcel)
             return self._free if self._free and fits else None
-        fits = self._bytes + parcel.nbytes <= shape.small and self._values < self.packed and waiting < self.base + shape.extra
-        if parcel.nbytes <= SMALL and self._free_small and (fits or waiting < self.base):
+        fits = self._bytes + parcel.nbytes <= shape.small and self._values < self.packed
+        if parcel.nbytes <= SMALL and self._free_small and (waiting < self.base or (fits and waiting < self.base + shape.extra)):
             return self._free_small
-        return self._free if self._free and waiting < self.base and self._affords(item, parcel) else None
+        may = waiting < self.base or (fits and waiting < self.base + shape.spare)
+        return self._free if self._free and may and self._affords(item, parcel) else None
 
     def _affords(self, item: int, parcel: Parcel) -> bool:
         """Whether the share has room for a result, or it is its turn to pass without."""
@@ -726,54 +734,68 @@ class Dash:
         A result that has no place in the ``table`` stops it, or an exception: see ``outcome``. ``nbytes`` of a row.
         One store commits a result, and that its value is done.
         """
-        putter, slot, what = self.putter, self.putter._last(claim.number), self.at
+        putter, slot = self.putter, self.putter._last(claim.number)
         assert slot is not None
-        grown, waits, size = putter.edge.grown, putter.edge.taker_wait, len(values)
-        now = grown[slot] & COUNT | k << DONE
-        first = claim.offset + k << OFFSET | 2 << CALLS | Phase.RUN  # call 1 is to load it
-        calls, commits = range(first, first + (size << OFFSET), 1 << OFFSET), range(now + STEP, now + STEP * (size + 1), STEP)
-        rows, store, kind = range(table.rows, table.rows + size), table.store, table.template.number
-        column: Any = table.columns[0] if kind else None
-        self.outcome = result = None
-        commit, fenced, forked = now, putter.fenced, self.forked
-        counts, mine = putter.edge.taker_waits, (claim.number, ANY)
+        grown, size = putter.edge.grown, len(values)
+        grown[slot] = now = grown[slot] & COUNT | k << DONE
+        rows, commits = range(table.rows, table.rows + size), range(now + STEP, now + STEP * (size + 1), STEP)
+        self.outcome = None
         if not putter.edge.quick[0]:
             putter.edge.quick[0] = 1
             putter.fence()
-        try:
-            for call, row, commit, value in zip(calls, rows, commits, values, strict=True):
-                what[0] = call
-                result = function(value)
-                if forked:
-                    break
-                if kind is None:
-                    if not store(row, result):
-                        self.outcome = result, None
-                        break
-                elif type(result) is kind:
-                    column[row] = result
-                else:
-                    self.outcome = result, None
-                    break
-                grown[slot] = commit
-                if fenced:
-                    putter.fence()
-                if (wait := waits[0]) and wait >> 20 in mine and counts[0] != putter._rung:
-                    for _, who in putter._wake(claim.number):
-                        self.ring(who)
-            else:
-                commit += STEP
-        except BaseException as error:
-            too_large = type(result) is int and not LEAST <= result < MORE
-            self.outcome = (result, None) if too_large else (None, error)
-        if forked:
+        self.at[0] = claim.offset << OFFSET | 2 << CALLS | Phase.DASH  # call 1 is to load it
+        loop = self._rows if table.template.number is None else self._numbers
+        loop(function, table, zip(rows, commits, values, strict=True), grown, slot, claim.number)
+        if self.forked:
             os._exit(0)
-        what[0] = Phase.IDLE
-        done = (commit - now) // STEP - 1
+        self.at[0] = Phase.IDLE
+        done = (grown[slot] >> DONE & COUNT) - k
         if done:
             table.rows += done
             putter._hold(putter._cell, done * nbytes, done)
         return k + done
+
+    def _rows(self, function: Function, table: Any, each: Iterator[Any], grown: Words, slot: int, number: int) -> None:
+        """Of any structure."""
+        forked, fenced, waits, store = self.forked, self.putter.fenced, self.putter.edge.taker_wait, table.store
+        try:
+            for row, commit, value in each:
+                result = function(value)
+                if forked or not store(row, result):
+                    self.outcome = result, None
+                    return
+                grown[slot] = commit
+                if fenced or waits[0]:
+                    self._wake(number)
+        except BaseException as error:
+            self.outcome = None, error
+
+    def _numbers(self, function: Function, table: Any, each: Iterator[Any], grown: Words, slot: int, number: int) -> None:
+        """The same, for plain numbers of one kind."""
+        forked, fenced, waits = self.forked, self.putter.fenced, self.putter.edge.taker_wait
+        column, kind, result = table.columns[0], table.template.number, None
+        try:
+            for row, commit, value in each:
+                result = function(value)
+                if type(result) is not kind or forked:
+                    self.outcome = result, None
+                    return
+                column[row] = result
+                grown[slot] = commit
+                if fenced or waits[0]:
+                    self._wake(number)
+        except BaseException as error:
+            too_large = type(result) is int and not LEAST <= result < MORE
+            self.outcome = (result, None) if too_large else (None, error)
+
+    def _wake(self, number: int) -> None:
+        """Ring the taker, if it waits for what has just been stored and was not yet rung."""
+        if self.putter.fenced:
+            self.putter.fence()
+        edge = self.putter.edge
+        if (wait := edge.taker_wait[0]) and wait >> 20 in (number, ANY) and edge.taker_waits[0] != self.putter._rung:
+            for _, who in self.putter._wake(number):
+                self.ring(who)
 
 
 def ring_everybody(board: Board) -> Acting:
@@ -930,17 +952,19 @@ def _run(claim: Claim, putter: Putter, done: int, skip: int, job: Words) -> Acti
             if blank is not None:
                 yield from putter.put(number, blank, k << DONE)
                 continue
-        yield ("begin", claim, k)
+        parcel = yield ("begin", claim, k)
         given, last = 0, False
         while not last:
             if given > skip and putter._open == number and not putter.board.watched:
                 given = yield ("spill", claim, k, given)
-            parcel = yield ("result",)
+            if parcel is None:
+                parcel = yield ("result",)
             if given < skip and (parcel is None or parcel.kind & (END | ERROR) == END):
                 parcel = yield ("fewer", given, skip)
             elif given < skip and not parcel.kind & END:
                 given += 1
                 if not putter.differs(number, given, parcel.mark):
+                    parcel = None
                     continue
                 parcel = yield ("other",)
             if parcel is None:
@@ -954,6 +978,7 @@ def _run(claim: Claim, putter: Putter, done: int, skip: int, job: Words) -> Acti
             progress = k + 1 << DONE if last else k << DONE | given << GIVEN
             mark = parcel.mark << GIVEN | given
             yield from putter.put(number, parcel, progress, ENDED if ended else 0, mark)
+            parcel = None  # its memory is not needed any more
         skip = 0
         k += 1
     if not ended:
