@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from qflow.errors import NondeterministicStep, blamed, describe, not_quiet
@@ -109,6 +109,7 @@ class Row:
         self._kept = [stream.accumulator(kept) for stream, (_, kept) in zip(self._streams, states, strict=True)]
         self.entered: list[Any] | None = None  # what the first stream has taken, for an engine that writes it down
         self.deep = False  # a later stream has taken what user code gave
+        self._again = False  # results were given out before
 
     def add(
         self, value: Any, path: Path, reload: Callable[[], Any] | None = None, called: Callable[[], Any] | None = None
@@ -122,16 +123,20 @@ class Row:
         return self._after(0, value, path, reload)
 
     def take(self, values: list[Any]) -> int:
-        """Let the first stream take the first of several values, none of which brings a result -> how many."""
-        taken = 0 if self._parts[0] or not self._kept else self._kept[0].take(values)
-        if self.entered is not None:
-            self.entered += values[:taken]
-        return taken
+        """Let the first stream take the first of several values, none of which brings a result -> how many.
 
-    def enter(self, value: Any) -> None:
-        """Let the first stream take a value again that it had `entered`."""
-        for _ in self._given_out(0, self._kept[0].add(value), value, ()):
-            pass
+        They are not among those that have ``entered``.
+        """
+        return 0 if self._parts[0] or not self._kept else self._kept[0].take(values)
+
+    def enter(self, values: Iterable[Any]) -> None:
+        """Let the first stream take values again that had ``entered``; their results were given out."""
+        self._again = True
+        for value in values:
+            for _ in self._given_out(0, self._kept[0].add(value), value, ()):
+                pass
+        self._again = self.deep = False
+        self.entered = []
 
     def finish(self) -> Results:
         """The results that come when there are no more values."""
@@ -150,6 +155,8 @@ class Row:
 
     def _after(self, part: int, value: Any, path: Path, reload: Callable[[], Any] | None = None) -> Results:
         """What comes of a value that has passed the streams before ``part``."""
+        if self._again and part == len(self._streams):
+            return _none()
         results = through_each(self._parts[part], value, path, self._watch, reload)
         return results if part == len(self._streams) else self._into(part, results)
 
@@ -181,6 +188,10 @@ class Row:
                 yield below, each, known & FAILED
                 del each
             del result
+
+
+def _none() -> Results:
+    yield from ()
 
 
 def through_each(

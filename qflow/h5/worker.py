@@ -27,10 +27,10 @@ class read:
 
     def __call__(self, chunk: Chunk) -> Any:
         columns = self._columns(parts_of(chunk))
-        return list(map(self._row, zip(*columns.values(), strict=True))) if self._rows else columns
-
-    def _row(self, values: tuple[Any, ...]) -> dict[str, Any]:
-        return dict(zip(self._keys, values, strict=True))
+        if not self._rows:
+            return columns
+        keys = self._keys
+        return [dict(zip(keys, row)) for row in zip(*columns.values(), strict=True)]  # noqa: B905  a row has them all
 
     def _columns(self, parts: Chunk) -> dict[str, Any]:
         if len(parts) == 1:  # a slice has 4 us to begin with, a direct read 48 us (h5py 3.16)

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any
 
 from qflow.errors import NondeterministicStep, TransportError
@@ -31,7 +32,7 @@ from qflow.runtime.table import Single
 from qflow.runtime.turn import Claim, Dash, Parcel, Putter, Taker
 from qflow.runtime.whereabouts import WorkerInfo
 
-SHARE = 200_000  # nanoseconds of work for which a worker takes small values at once
+SHARE = 1_000_000  # nanoseconds of work for which a worker takes small values at once
 DASH = 256  # values that go the quick way before the worker looks up
 SLOW = 25_000  # nanoseconds: a value that takes as long is taken alone, for it may wait for others
 
@@ -424,25 +425,26 @@ class Desk:
     def _spill(self, claim: Claim, k: int, given: int) -> int:
         """Put results that are there already into the open table, as many as it takes -> how many are given."""
         table = self._filling.table
-        if not self._there or table is None or self._careful:
+        if not self._there or table is None or self._careful or len(self._first) != table.words:
             return given
         putter = self._putter
-        nbytes, before, value = self._packer.row_bytes(table.template, table.words), table.rows, None
-        room = min(putter.room(nbytes), len(self._there))
-        closes = 0
-        while table.rows < before + room:
-            path, value, _ = self._next_there()
-            if not table.add(value, path):
-                self._there.append(value)
-                self._first = path
+        nbytes, row, store = self._packer.row_bytes(table.template, table.words), table.rows, table.store
+        size = min(putter.room(nbytes), table.room, len(self._there))
+        count, value = 0, None
+        for value in islice(reversed(self._there), max(size, 0)):
+            if not store(row + count, value):
                 break
-            closes += value is CLOSE
-        count = table.rows - before
+            count += 1
         if count:
+            *path, first = self._first
+            table.put_paths(row, count, self._first)
+            table.rows += count
+            del self._there[-count:]
+            self._first = (*path, first + count)
             given += count
             self._calls += count  # as if each had been sent by itself
-            self.counts[2] += count - closes
-            mark = mark_of_row(table.template, value) if table.rows == before + room else 0
+            self.counts[2] += count
+            mark = mark_of_row(table.template, value) if count == size else 0
             putter.spilled(claim.number, count, count * nbytes, k << DONE | given << GIVEN, mark << GIVEN | given)
             for _, who in putter._wake(claim.number):
                 self.ring(who)

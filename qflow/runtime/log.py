@@ -15,9 +15,10 @@ from typing import Any
 from qflow.runtime import table
 from qflow.runtime.codec import ALIGN, Body, Encoded, decode
 from qflow.runtime.memory import Memory
-from qflow.runtime.table import Alike
+from qflow.runtime.table import Alike, Part
 
 REGIONS = 3
+Content = Encoded | Alike | Part
 
 
 class Log:
@@ -28,15 +29,15 @@ class Log:
         whole = memoryview(memory)
         self._regions = [whole[number * stride : (number + 1) * stride] for number in range(REGIONS)]
 
-    def write_snapshot(self, half: int, contents: Iterable[Encoded | Alike]) -> int:
+    def write_snapshot(self, half: int, contents: Iterable[Content]) -> int:
         """Write a snapshot -> its bytes."""
         return self._write(half, 0, contents)
 
-    def append(self, end: int, contents: Iterable[Encoded | Alike]) -> int:
+    def append(self, end: int, contents: Iterable[Content]) -> int:
         """Add records -> where the next one will lie."""
         return self._write(REGIONS - 1, end, contents)
 
-    def _write(self, number: int, at: int, contents: Iterable[Encoded | Alike]) -> int:
+    def _write(self, number: int, at: int, contents: Iterable[Content]) -> int:
         region = self._regions[number]
         for content in contents:
             size = content.nbytes

@@ -25,7 +25,7 @@ from qflow.graph.plan import SMALL
 from qflow.runtime import table
 from qflow.runtime.board import DATA
 from qflow.runtime.codec import ALIGN, Body, Encoded, Path, decode, encode, path_of
-from qflow.runtime.table import ODD, Alike, Single
+from qflow.runtime.table import ODD, Alike, Part, Single
 from qflow.runtime.template import FLOAT, INT, Template, describe, of_key
 from qflow.runtime.template import digest as template_mark
 from qflow.runtime.turn import Parcel
@@ -238,10 +238,17 @@ def packs(content: Plain | Encoded | Row | Single) -> bool:
     return type(content) is Row or (type(content) is not Single and content.nbytes <= MOST)
 
 
-def contents(values: Sequence[Any]) -> Iterator[Encoded | Alike]:
-    """Values to be written down, in tables where several in a row look alike; one that can't be sent is a TransportError."""
+def contents(values: Sequence[Any]) -> Iterator[Encoded | Alike | Part]:
+    """Values to be written down, in tables where several in a row look alike; one that can't be sent is a TransportError.
+
+    What is part of a table already stays as it is.
+    """
     start = 0
     while start < len(values):
+        if type(values[start]) is Part:
+            yield values[start]
+            start += 1
+            continue
         spec, end = describe(values[start]), start
         if spec is not None:
             template = of_key(repr(spec).encode())

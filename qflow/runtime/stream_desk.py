@@ -11,10 +11,13 @@ from qflow.runtime.desk import Desk
 from qflow.runtime.ledger import Verdict
 from qflow.runtime.log import Log
 from qflow.runtime.packed import contents
+from qflow.runtime.table import Reader as Table
 from qflow.runtime.turn import Claim, Parcel
 
 UNWRITTEN = 3  # in place of a half of the log, 1 or 2: what the stream keeps can't be sent, so nobody can go on from it
-SNAPSHOT = 1 << 26  # bytes of records from which on the state is written anew, when it was less than a quarter of them
+# Bytes of records from which on the state is written anew, when it was less than a quarter of them: when no result has come
+# since the last time, which means that most of them are the state; and when some have.
+GROWS, SNAPSHOT = 1 << 26, 1 << 20
 
 
 class StreamDesk(Desk):
@@ -63,9 +66,7 @@ class StreamDesk(Desk):
         if half or end:
             states, entered = self._states(half) if half else None, [*self._log.records(end)]
         self._row = Row(self.group.operators, self._watch, states)
-        for value in entered:
-            self._row.enter(value)
-        self._row.entered, self._row.deep = [], False
+        self._row.enter(entered)
         return self._row.done
 
     def _take_many(self, claim: Claim, k: int) -> int:
@@ -77,7 +78,12 @@ class StreamDesk(Desk):
         if self._values is None:
             return 0
         taken = self._row.take(self._values[k:])
-        self.counts[1] += taken
+        if taken:
+            assert isinstance(self._reader, Table)
+            assert self._row.entered is not None
+            self.counts[1] += taken
+            part = self._reader.part(k, taken)
+            self._row.entered += self._values[k : k + taken] if part is None else [part]
         return taken
 
     def _finish(self) -> None:
@@ -92,13 +98,13 @@ class StreamDesk(Desk):
         if row is None:
             return half, end
         entered, row.entered = row.entered or [], []
-        written = half != UNWRITTEN and not self._given and not row.deep
-        self._given, row.deep = 0, False
+        deep, row.deep = row.deep, False
         try:
-            if written:
+            if half != UNWRITTEN and not deep:
                 end = self._log.append(end, contents(entered))
-                if end <= max(SNAPSHOT, 4 * self._snapshot):
+                if end <= max(SNAPSHOT if self._given else GROWS, 4 * self._snapshot):
                     return half, end
+            self._given = 0
             return self._write_states(half, row), 0
         except Exception:
             return UNWRITTEN, 0

@@ -23,7 +23,7 @@ from qflow.errors import InternalError
 from qflow.graph.markers import CLOSE
 from qflow.graph.plan import SMALL
 from qflow.runtime.board import MOST_VALUES
-from qflow.runtime.parts import LARGE, Input
+from qflow.runtime.parts import LARGE, Taken
 from qflow.runtime.template import Column, Template, of_key
 
 ALIGN = 64
@@ -178,6 +178,13 @@ class Writer:
         self.rows = end
         return True
 
+    def put_paths(self, row: int, count: int, path: Path) -> None:
+        """Write the index paths of so many rows, whose last words go up by one from that of the first."""
+        found = np.empty((count, self.words), np.uint64)
+        found[:] = path
+        found[:, -1] += np.arange(count, dtype=np.uint64)
+        self.paths[row * self.words : (row + count) * self.words] = memoryview(found).cast("B").cast("Q")  # type: ignore[arg-type]
+
     def put_path(self, row: int, path: Path, flag: int = 0) -> None:
         """Write an index path."""
         at = row * self.words
@@ -242,6 +249,24 @@ class Alike:
         assert fits, "they were checked"
 
 
+class Part:
+    """Rows of a table as they lie there, as a table of their own, ready to be copied into memory."""
+
+    __slots__ = ("_count", "_reader", "_start", "nbytes")
+
+    def __init__(self, reader: Reader, start: int, count: int) -> None:
+        self._reader, self._start, self._count = reader, start, count
+        self.nbytes = _aligned(layout(reader.template, 0, count).heap)
+
+    def fill(self, region: memoryview) -> None:
+        """Copy them."""
+        template = self._reader.template
+        head, plan = _head(template, 0, self._count), layout(template, 0, self._count)
+        region[: len(head)] = head
+        for column, at, rows in zip(template.columns, plan.columns, self._reader.rows(self._start, self._count), strict=True):
+            region[at : at + self._count * column.nbytes] = rows
+
+
 def whole(region: memoryview) -> Reader:
     """All rows that a table has room for."""
     return Reader(region, 0, HEAD.unpack_from(region)[1])
@@ -272,6 +297,16 @@ class Reader:
         """The words of their index paths, row after row."""
         at = self._layout.paths + 8 * self.words * self.offset
         return self.region[at : at + 8 * self.words * self.count].cast("Q")
+
+    def rows(self, start: int, count: int) -> list[memoryview]:
+        """The bytes of some of them in each column."""
+        first, last = self.offset + start, self.offset + start + count
+        each = zip(self.template.columns, self._layout.columns, strict=True)
+        return [self.region[at + first * column.nbytes : at + last * column.nbytes] for column, at in each]
+
+    def part(self, start: int, count: int) -> Part | None:
+        """Some of them, none of which is CLOSE, to be copied as they are, or None if they can't be."""
+        return None if self.template.odd else Part(self, start, count)
 
     def copy(self, region: memoryview) -> None:
         """To the same places of another one."""
@@ -339,7 +374,7 @@ class Reader:
 
             return [torch.from_numpy(row.copy()) for row in np.ndarray(shape, column.dtype, part)]
         if read_only:
-            return [*np.ndarray(shape, column.dtype, Input(part))]
+            return [*np.ndarray(shape, column.dtype, Taken.of(part))]
         return [row.copy() for row in np.ndarray(shape, column.dtype, part)]
 
     def _odd(self) -> list[tuple[Any, ...]]:

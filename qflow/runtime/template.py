@@ -31,7 +31,7 @@ from zlib import crc32
 import numpy as np
 
 from qflow.graph.plan import SMALL
-from qflow.runtime.parts import Input, is_ours
+from qflow.runtime.parts import Input, Taken, is_ours
 from qflow.runtime.store import any_stores, store_at
 
 Spec = Any  # a word for a leaf, or a tuple of a word, its details and the specs inside
@@ -342,7 +342,7 @@ def _root(array: np.ndarray[Any, Any]) -> int | None:
     return id(root) if type(root) in OWNERS else None
 
 
-OWNERS = frozenset({np.ndarray, bytes, bytearray, Input})
+OWNERS = frozenset({np.ndarray, bytes, bytearray, Input, Taken})
 
 
 def digest(leaves: tuple[Any, ...]) -> int:
