@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import socket
 import sqlite3
@@ -305,3 +306,16 @@ def test_an_open_handle_of_a_module_is_refused_where_it_would_be_shared(tmp_path
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("[(3,)]\nStep 'step' uses `connection`, <sqlite3.Connection"), done.stdout
+
+
+def faults_so_far(_):
+    """How many pages this process was given, after some arrays of 1 MB were made and freed."""
+    several = [np.ones(1 << 17) for _ in range(6)]
+    del several
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries are not told what to keep")
+def test_memory_that_a_step_frees_is_there_for_its_next_item():
+    found = list(qf.Flow(qf.process(faults_so_far))(range(60)))
+    assert found[-1] - found[20] < 40

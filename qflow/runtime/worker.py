@@ -37,7 +37,7 @@ from qflow.errors import ResourceError
 from qflow.graph import bytesizes
 from qflow.graph.plan import Group
 from qflow.graph.row import Failed
-from qflow.runtime import output
+from qflow.runtime import heap, output
 from qflow.runtime.board import Board, Phase, Shape, words_needed
 from qflow.runtime.desk import Desk
 from qflow.runtime.environment import take_over
@@ -132,6 +132,7 @@ class Start(NamedTuple):
 
 def main(number: int, fds: list[int], common: bytes) -> None:
     """Process ``number`` of a crew."""
+    heap.keep()
     berth = pickle.loads(common).moved(fds)
     group, participants = berth.processes[number]
     control, fault = socket.socket(fileno=berth.controls[number]), berth.faults[number]
