@@ -155,7 +155,7 @@ MUTANTS = {
     "what is kept is not written down": Mutant(
         "stream_desk", "for given, state in row.states:", "for given, state in [(given, None) for given, _ in row.states]:"
     ),
-    "a stream begins anew": Mutant("stream_desk", "        for value in entered:\n            self._row.enter(value)\n", ""),
+    "a stream begins anew": Mutant("stream_desk", "        self._row.enter(entered)\n", "        self._row.enter([])\n"),
     "cells under a step's views are freed": Mutant(
         "desk", "            else:\n                self._kept.add(cell)", "            else:\n                pass"
     ),

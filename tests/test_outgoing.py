@@ -142,6 +142,24 @@ def test_results_are_as_in_serial(step, n):
             assert [plain(each) for each in results] == expected
 
 
+def keeps_all(number):
+    keeps_all.kept.append(filled(number))
+    return keeps_all.kept[-1] if number % 2 else keeps_all.kept[-1].copy()
+
+
+keeps_all.kept = []
+
+
+@pytest.mark.parametrize("queue", [(), (qf.queue(1),), (qf.queue(3),)], ids=["unwritten", "one", "three"])
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_step_that_keeps_them_all_leaves_cells_for_its_results(n, queue):
+    with qf.Flow(qf.process(n=n)(keeps_all), *queue) as pipe:
+        for _ in range(2):
+            with pipe(range(60)) as run:
+                results = [run.next(timeout=30) for _ in range(60)]
+            assert [float(each[5, 5]) for each in results] == list(range(60))
+
+
 def test_after_a_stream_too():
     with (
         qf.process(filled) | qf.pack(3) | qf.process(lambda some: np.stack(some, out=qf.empty((len(some), *SHAPE), np.float32)))

@@ -6,7 +6,6 @@ so that a defect of order or recovery is a seed that anyone can replay, under a 
 
 from __future__ import annotations
 
-import os
 import pickle
 import random
 import sys
@@ -97,7 +96,7 @@ class PlainCells:
     def lease(self, cell: int, start: int, end: int) -> Lease:
         """A view on bytes of a cell, which notes the cell in ``returned`` when it is gone."""
         lease = Lease((end - start,), np.uint8, self._content[cell], start)
-        lease._note = (self.returned, cell, os.getpid())
+        lease.note(self.returned, cell)
         return lease
 
 

@@ -578,9 +578,9 @@ def queue(maxsize: int, *, memory: int | str | None = None) -> Queue:
 
     Args:
         maxsize: items, at least 1.
-        memory: bytes of shared memory, or a text as ``"512MB"``, at least 256 KiB, that they may take together with those
+        memory: bytes of shared memory, or a text as ``"512MB"``, at least 512 KiB, that they may take together with those
             on which the next step works, or that your loop keeps. Each worker of the step before has an equal share.
-            A larger item passes alone, in its turn; small ones are counted by messages of 256 KiB. Not in the serial engine.
+            A larger item passes alone, in its turn; small ones are counted by messages of 512 KiB. Not in the serial engine.
     Raises:
         GraphError: ``maxsize`` is not a whole number of at least 1, or ``memory`` is no such size.
     """

@@ -21,7 +21,7 @@ from qflow.graph import bytesizes
 from qflow.graph.flow import Each, Operator, Queue, through
 from qflow.graph.options import NOTHING, Options
 
-SMALL = 256 * 1024  # bytes of a small item at most
+SMALL = 512 * 1024  # bytes of a small item at most
 WAITING = 1 << 22  # bytes of items that an unwritten queue lets wait, when there are several
 MANY = 4096  # of them at most
 

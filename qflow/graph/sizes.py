@@ -9,7 +9,7 @@ from typing import Any
 from qflow.errors import GraphError, got
 from qflow.graph import bytesizes
 
-LEAST_BUDGET = 256 * 1024  # bytes
+LEAST_BUDGET = 512 * 1024  # bytes
 
 Size = int | Callable[[], int] | Any  # the last: a multiprocessing.Value
 
@@ -46,7 +46,7 @@ def budget(value: object, example: str) -> int | None:
     size = None if value is None else nbytes(value, "memory", example)
     if size is not None and size < LEAST_BUDGET:
         raise GraphError(
-            f"`memory` is a number of bytes, or a text with a unit, of at least 256 KiB, which a message of small values "
+            f"`memory` is a number of bytes, or a text with a unit, of at least 512 KiB, which a message of small values "
             f"takes; but got {got(value)}. Write for example `{example}`."
         )
     return size

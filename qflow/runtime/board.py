@@ -115,8 +115,13 @@ class EdgeShape:
 
     @functools.cached_property
     def large(self) -> int:
-        """Cells of each producer for items of any size: those that wait, and those that takers keep views on."""
-        return max(self.base) + self.spare + VIEWS * self.takers
+        """Cells of each producer for items of any size: those that wait, one that is filled, those that takers keep views on."""
+        return self.lent + 1 + VIEWS * self.takers
+
+    @property
+    def lent(self) -> int:
+        """Of these, how many a producer's own step may keep arrays in: there is always one for its results."""
+        return max(self.base) + self.spare
 
     @functools.cached_property
     def cells(self) -> int:

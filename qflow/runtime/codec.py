@@ -268,9 +268,7 @@ def decode(cells: Any, cell: int, *, read_only: bool, views: bool) -> tuple[Any,
     """
     region = cells.region(cell)
     if table.is_table(region):
-        reader = table.Reader(region, 0, 1)
-        value, viewing = reader.one(cells, cell, read_only=read_only, views=views)
-        return value, reader.path(0), viewing
+        return table.Reader(region, 0, 1).one(cells, cell, read_only=read_only, views=views)
     head = Head(region)
     store = Store(cells, cell, region, head.blocks, head.places, read_only=read_only, views=views) if head.blocks else None
     try:

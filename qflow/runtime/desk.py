@@ -103,7 +103,6 @@ class Desk:
             "copy": self._take,
             "putter": self._attach,
             "dash": self._dash,
-            "blank": self._blank,
             "begin": self._begin,
             "spill": self._spill,
             "result": self._result,
@@ -223,11 +222,10 @@ class Desk:
 
     def _blank(self, claim: Claim, k: int) -> Parcel | None:
         """A cell to be begun for the quick way, unless that has just been tried."""
-        if self._function is None or self._outcome is not None or self._blanked == (claim.number, k):
+        if self._values is None or self._outcome is not None or self._blanked == (claim.number, k):
             return None
-        if self._claim != claim:
-            self._read(claim)
-        if self._values is None or not isinstance(self._reader, Table) or self._values[k] is CLOSE:
+        assert isinstance(self._reader, Table)
+        if self._values[k] is CLOSE:
             return None
         self._blanked = claim.number, k
         return self._packer.blank(self._reader.words)
@@ -240,7 +238,7 @@ class Desk:
     def _dash(self, claim: Claim, k: int) -> int:
         """Do as many values of a claim as the quick way can, from the ``k``-th on -> the first that is not done."""
         table, reader = self._filling.table, self._reader
-        if self._values is None or self._function is None or table is None or self._claim != claim:
+        if self._values is None or self._function is None or table is None or self._claim is not claim:
             return k
         assert isinstance(reader, Table)
         if reader.words != table.words:
@@ -281,13 +279,18 @@ class Desk:
         given: Iterable[Any] = self.group.operators[0].given(result)  # type: ignore[attr-defined]
         return given
 
-    def _begin(self, claim: Claim, k: int) -> Parcel | None:
-        """Load a value of a claim and start the step on it -> its only result, if it has a cell of its own and no other way."""
-        self._outgoing.begin()
-        if self._claim != claim:
+    def _begin(self, claim: Claim, k: int, quick: bool) -> Parcel | None:
+        """Load a value of a claim and start the step on it -> its only result, if it has a cell of its own and no other way.
+
+        Or, if it may be ``quick``, a parcel to begin a cell with.
+        """
+        if self._claim is not claim:
             self._read(claim)
         else:
             self._let_go()
+        if quick and self._function is not None and not self._packer.large and (blank := self._blank(claim, k)) is not None:
+            return blank
+        self._outgoing.begin()
         self._k = k
         self._begun += 1
         self._retries = self._calls = 0
@@ -476,7 +479,7 @@ class Desk:
                 self.orders.suspects.discard(suspect)
             if self.orders.poison and not kept and not packed and self.taker.holds(claim):
                 poison(self.inputs, claim.cell)
-        if packed and self._claim == claim:
+        if packed and self._claim is claim:
             cost = (self.counts[0] - self._busy) // claim.values
             self._most = 1 if cost >= SLOW or self._large else min(2 * self._most, SHARE // (cost + 1))
         self._claim, self._reader, self._values = NO_CLAIM, None, None

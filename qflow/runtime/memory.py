@@ -120,12 +120,27 @@ def mapped(fd: int, size: int) -> Memory:
 class Lease(np.ndarray[Any, Any]):
     """Bytes of a cell; notes the cell when the last array on it is gone."""
 
-    _note: tuple[deque[int], int, int] | None = None
+    _note: tuple[deque[int], int, object] | None = None
+
+    def note(self, returned: deque[int], cell: int) -> None:
+        """Where to note which cell."""
+        self._note = returned, cell, _process
 
     def __del__(self) -> None:
         note = self._note
-        if note is not None and note[2] == os.getpid():  # a forked copy owns nothing
+        if note is not None and note[2] is _process:  # a forked copy owns nothing
             note[0].append(note[1])
+
+
+_process = object()  # another one in a forked copy
+
+
+def _forked() -> None:
+    global _process
+    _process = object()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 class Cells:
@@ -170,7 +185,7 @@ class Cells:
         """A view on bytes of a cell, which notes the cell in ``returned`` when it is gone."""
         # Straight over the mapping: over an ndarray, numpy would let the views on it hold that, not the lease.
         lease = Lease((end - start,), np.uint8, self._map, self._start(cell) + start)
-        lease._note = (self.returned, cell, os.getpid())
+        lease.note(self.returned, cell)
         return lease
 
     def give_back(self, kept: Iterable[int]) -> None:

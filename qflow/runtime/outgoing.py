@@ -44,8 +44,8 @@ def empty(shape: SupportsIndex | Iterable[SupportsIndex], dtype: DTypeLike = flo
     Args:
         shape: of the array.
         dtype: of its elements; their values are whatever lay there.
-    Memory held: that of the step's output, where results of this structure have come before and the array has at least
-        32 KiB; else memory of its own.
+    Memory held: that of the step's output, where results of this structure have come before that are larger than 64 KiB, and
+        the array has at least 32 KiB; else memory of its own.
     """
     wanted = np.dtype(dtype)
     sizes = tuple(map(index, shape)) if isinstance(shape, Iterable) else (index(shape),)
@@ -128,7 +128,7 @@ class Outgoing:
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any] | None:
         """An array in the outgoing cell, or None if it can't be there."""
         template, words = self._packer.template, self._packer.words
-        if self._putter is None or template is None or not template.large:
+        if self._putter is None or template is None or not template.large or len(self._lent) >= self._putter.edge.shape.lent:
             return None
         plan = layout(template, words, 1)
         for number, column in enumerate(template.columns):

@@ -73,7 +73,7 @@ class StreamDesk(Desk):
         """Let the stream take values of a table from the ``k``-th on, none of which brings a result -> how many."""
         if self._row is None or self._careful or not claim.kind & PACKED:
             return 0
-        if self._claim != claim:
+        if self._claim is not claim:
             self._read(claim)
         if self._values is None:
             return 0

@@ -146,7 +146,7 @@ def stream(board: Board, edge: int, me: int) -> Acting:
             if not board.watched and (taken := (yield ("take", claim, number))):
                 number += taken
             else:
-                yield ("begin", claim, number)
+                yield ("begin", claim, number, False)
                 viewing = yield ("viewing?",)
                 yield from give()
                 number += 1

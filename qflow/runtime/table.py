@@ -340,12 +340,12 @@ class Reader:
                     found[row] = CLOSE
         return found
 
-    def one(self, cells: Any, cell: int, *, read_only: bool, views: bool) -> tuple[Any, bool]:
-        """The single value of a cell -> itself, and whether it has views on the cell, as of `codec.decode`."""
+    def one(self, cells: Any, cell: int, *, read_only: bool, views: bool) -> tuple[Any, Path, bool]:
+        """The single value of a cell, as of `codec.decode`."""
         first, lease, columns = self._layout.columns[0] if self._layout.columns else 0, None, []
         for column, start in zip(self.template.columns, self._layout.columns, strict=True):
             tensor = column.word == "tensor"
-            if not views or column.plain or column.nbytes < LARGE or (tensor and read_only):
+            if not views or column.nbytes < LARGE or (tensor and read_only):
                 columns.append(self._column(column, start, read_only))
                 continue
             if lease is None:
@@ -354,7 +354,8 @@ class Reader:
                     lease.flags.writeable = False
             array = np.ndarray(column.shape, column.dtype, lease, start - first)
             columns.append([sys.modules["torch"].from_numpy(array) if tensor else array])
-        return self.template.values(columns, self._odd(), 1)[0], lease is not None
+        path = struct.unpack_from(f"={self.words}Q", self.region, self._layout.paths)
+        return self.template.values(columns, self._odd(), 1)[0], path, lease is not None
 
     @property
     def nbytes(self) -> int:

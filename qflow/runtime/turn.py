@@ -33,8 +33,8 @@ what is to be done outside, and are resumed with its outcome:
     ("copy", claim)          copy the claimed small values out of their cell, to memory that outlives the worker
     ("putter", putter)       what puts the results, before the first of them
     ("dash", claim, k)       let `Dash` do as many values as it can, from k on -> the first that it could not
-    ("blank", claim, k)      -> a parcel without values, if the quick way could go on in a cell that is begun with it, or None
-    ("begin", claim, k)      load value k of the claim and start the step on it -> the parcel of its only result, or None: ask
+    ("begin", claim, k, quick)   load value k of the claim and start the step on it -> the parcel of its only result, or None:
+                             ask. If it may be ``quick``: or a parcel without values, with which a cell is begun for `Dash`
     ("result",)              -> the next parcel of the value at work, or None after the last
     ("spill", claim, k, given)   put results of value k that are there already into the open table -> how many are given
     ("fewer", now, before)   -> the parcel of an error: a predecessor had more results of this value
@@ -573,7 +573,8 @@ class Putter(Side):
         """Publish a result: the last entry grows by it, or it gets a new one. ``progress``, ``flags``: for ``grown``."""
         if parcel.packs and parcel.values and (yield from self.grow(item, parcel, progress | flags, mark)):
             return
-        yield from self.close(item)
+        if self._open == item:
+            yield from self.close(item)
         cell = yield from self._reserve(item, parcel)
         yield ("fill", cell, parcel)
         if self.board.watched:
@@ -848,14 +849,15 @@ def work(board: Board, edge: int, me: int) -> Acting:
                 yield ("pass", claim.number + 2, job[4], offset_word(job[4], job[5]))
                 if board.watched:
                     yield "passed"
-        inherited = False
-        finished, done, given = putter.published(claim.number)
-        if job[10] == claim.number + 1:
+        finished, done, given = putter.published(claim.number) if inherited else (False, 0, 0)
+        if inherited and job[10] == claim.number + 1:
             _recount(board.counts[me], job, claim.values if finished else done)
-        if not finished:
+        if inherited and not finished:
             yield from putter.close(claim.number)
             if job[8] >> DONE == claim.number + 1 and job[8] & COUNT > done:
                 done, given = job[8] & COUNT, 0
+        inherited = False
+        if not finished:
             yield from _run(claim, putter, done, given, job)
         kept = yield ("release", claim)
         if not claim.kind & PACKED:
@@ -943,16 +945,15 @@ def _run(claim: Claim, putter: Putter, done: int, skip: int, job: Words) -> Acti
     while k < claim.values:
         if putter.board.cancelled[0]:
             raise Cancelled
-        if not skip and putter.edge.shape.most > 1:
-            if putter._open == number and not putter.board.watched:
-                k = yield ("dash", claim, k)
-                if k == claim.values:
-                    break
-            blank = yield ("blank", claim, k)
-            if blank is not None:
-                yield from putter.put(number, blank, k << DONE)
-                continue
-        parcel = yield ("begin", claim, k)
+        quick = not skip and putter.edge.shape.most > 1
+        if quick and putter._open == number and not putter.board.watched:
+            k = yield ("dash", claim, k)
+            if k == claim.values:
+                break
+        parcel = yield ("begin", claim, k, quick)
+        if parcel is not None and not parcel.values:
+            yield from putter.put(number, parcel, k << DONE)
+            continue
         given, last = 0, False
         while not last:
             if given > skip and putter._open == number and not putter.board.watched:
