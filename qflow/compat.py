@@ -219,8 +219,8 @@ class Sequence(Iterator[Any]):
         Process | 0/3        | abs  | abs-0 - abs-2 | -  | -   | -
         Queue   | -/4        |      |               |    |     |
 
-        Saturation: elements that wait / at most (``1+``: not written, one or as many small ones as fit in
-        1 MiB), or workers alive / all. In, Out: elements of this run or the last one. Busy: share of the
+        Saturation: elements that wait / at most (``1+``: not written, one or as many as fit in
+        4 MiB), or workers alive / all. In, Out: elements of this run or the last one. Busy: share of the
         workers' time spent in the step. ``-``: the engine does not count it.
         """
         queues = [_queue_row(*status) for status in self.queue_status()]

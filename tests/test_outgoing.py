@@ -13,7 +13,7 @@ import torch
 import qflow as qf
 from qflow.bench import cost
 from qflow.graph.plan import SMALL
-from qflow.runtime import outgoing
+from qflow.runtime import channels, outgoing
 from qflow.runtime.board import SMALL_CELLS, Board, shape_of, words_needed
 from qflow.runtime.desk import Desk
 from qflow.runtime.turn import Putter
@@ -140,6 +140,36 @@ def test_results_are_as_in_serial(step, n):
             with pipe(source, on_error="skip") as run:
                 results = list(run)  # all kept
             assert [plain(each) for each in results] == expected
+
+
+def keeps_other(number):
+    """Keeps the one of two that it does not return, and tells whether the last one is as it was."""
+    first, second = filled(number), filled(-number)
+    before = getattr(keeps_other, "second", None)
+    same = before is None or bool((before == before[0, 0]).all() and before[0, 0] <= 0)
+    keeps_other.second = second
+    return first, np.full(SHAPE, float(same), np.float32)
+
+
+def test_what_is_kept_and_not_returned_is_left_alone():
+    with qf.Flow(qf.process(keeps_other)) as pipe:
+        assert [float(each[1][0, 0]) for each in pipe(range(40))] == [1.0] * 40
+
+
+def test_the_memory_of_what_a_step_keeps_is_not_given_back_between_runs(monkeypatch):
+    monkeypatch.setattr(channels, "RESTING", 0)
+    with qf.Flow(qf.process(kept_from_the_first)) as pipe:
+        for _ in range(3):
+            assert [float(each.min()) for each in pipe(range(20))][-1] == 7
+
+
+def kept_from_the_first(number):
+    """An array that was made in the first run, larger than those whose pages nobody counts."""
+    found = qf.empty((500, 400), np.float32)
+    found[:] = 7
+    if not hasattr(kept_from_the_first, "made") and number == 10:
+        kept_from_the_first.made = found
+    return getattr(kept_from_the_first, "made", found).copy()
 
 
 def keeps_all(number):

@@ -190,7 +190,7 @@ def test_what_a_cancelled_claim_took_is_not_counted_in_the_next_run():
     for spent in (10**9, 0):  # the first is cancelled before it is released
         desk.counts[0] = spent
         desk.start(Orders())
-        desk._begin(claim, 0, False)
+        desk._begin(claim, 0, 0)
     desk.counts[0] = 1000
     desk._release(claim)
     assert desk._share(5) in (1, 2)

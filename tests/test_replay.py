@@ -21,6 +21,7 @@ from test_processes import delivered
 
 import qflow as qf
 from qflow.engines.processes import Processes
+from qflow.engines.warm import warm_of
 from qflow.runtime import streaming, turn
 
 
@@ -151,8 +152,8 @@ def pipelines():
     yield "iterators", two(shared(split)) | two(shared(lambda x: -x)), [-y for x in range(40) for y in range(x % 4)]
     pool = qf.process(lambda x: [x] * (x % 3)) | qf.pool(n=2)(shared(lambda x: x + 1)) | qf.repack(4) | qf.process(sum)
     flat = [x + 1 for x in range(40) for _ in range(x % 3)]
-    texts = two(lambda x: [str(x) * 7000] * 30 * (x % 4 == 0)) | qf.unpack() | qf.process(shared(len))
-    yield "more than may wait", texts, [7000 * len(str(x)) for x in range(0, 40, 4) for _ in range(30)]
+    texts = two(lambda x: [str(x) * 28000] * 30 * (x % 4 == 0)) | qf.unpack() | qf.process(shared(len))
+    yield "more than may wait", texts, [28000 * len(str(x)) for x in range(0, 40, 4) for _ in range(30)]
     yield "pools and repack", pool, [sum(flat[at : at + 4]) for at in range(0, len(flat), 4)]
 
 
@@ -467,3 +468,59 @@ def test_a_step_that_never_commits_gives_up_soon(n):
     died, _, text = done.stdout.partition(" ")
     assert text.startswith("A worker of step 'abs' died as"), done
     assert int(died) <= 5 + (n - 1) + n + 3
+
+
+def in_parts(pipe, *parts):
+    """Each part of a source comes when the stream that takes it has committed all before: it waits for more."""
+    taken = 0
+    for part in parts:
+        yield from part
+        taken += len(part)
+        (session,) = warm_of(pipe).sessions
+        board = session.crew.channels.board
+        while not (board.counts[1][1] >= taken and board.edges[0].taker_wait[0]):
+            time.sleep(0.001)
+
+
+def test_user_code_between_two_streams_is_not_called_again_for_what_was_committed(tmp_path):
+    """It has failed once and would not fail again: what it gives then belongs to nobody."""
+    mark = tmp_path / "failed"
+
+    def moody(rows):
+        if rows[0] == 2 and not mark.exists():
+            mark.touch()
+            raise OSError("once")
+        if rows[0] == 4 and first_try():
+            kill()
+        return rows[:1]
+
+    flow = qf.process(lambda x: x) | qf.pack(2) | qf.map(moody) | qf.repack(2)
+    with flow as pipe, pipe(in_parts(pipe, range(2), range(2, 4), range(4, 20)), on_error="skip") as run:
+        assert list(run) == [[0, 4], [6, 8], [10, 12], [14, 16], [18]]
+    assert [failure.index for failure in run.failures] == [(1,)]
+
+
+class Unsendable:
+    """Three numbers that stay in their process."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __iter__(self):
+        return iter(range(3 * self.x, 3 * self.x + 3))
+
+    def __reduce__(self):
+        raise TypeError("it stays here")
+
+
+@pytest.mark.parametrize("fatal", [1, 2, 3])
+def test_a_stream_that_takes_what_can_not_be_sent_goes_on_if_what_it_keeps_can(fatal):
+    def three(x):
+        if x == fatal and first_try():
+            kill()
+        return Unsendable(x)
+
+    flow = qf.process(three) | qf.repack(2)
+    with flow as pipe:
+        found = list(pipe(in_parts(pipe, *([x] for x in range(6)))))
+    assert [each for some in found for each in some] == list(range(18))

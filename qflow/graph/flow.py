@@ -204,6 +204,8 @@ class Accumulator(ABC):
 
     done = False
     """It needs no more values."""
+    whole = False
+    """It takes no value apart."""
 
     @abstractmethod
     def add(self, value: Any) -> Iterator[Any]:

@@ -286,6 +286,8 @@ class Gather(Stream[Any, Any]):
 class Gathered(Accumulator):
     """The elements of a list that is not yet closed."""
 
+    whole = True
+
     def __init__(self, state: Any) -> None:
         self._list: list[Any] = list(state or ())
 

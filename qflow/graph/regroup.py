@@ -61,7 +61,7 @@ class Group(Accumulator):
 
     def __init__(self, regroup: Sized[Any], state: Any, elements: Callable[[Any], Iterable[Any]] | None = None) -> None:
         self._size, self._drop_last = read_size(regroup.size, "size", f"qf.{regroup.word}(64)"), regroup.drop_last
-        self._elements = elements
+        self._elements, self.whole = elements, elements is None
         self._group: list[Any] = list(state or ())
 
     def add(self, value: Any) -> Iterator[Any]:

@@ -108,7 +108,7 @@ class Row:
         self._given = [given for given, _ in states]
         self._kept = [stream.accumulator(kept) for stream, (_, kept) in zip(self._streams, states, strict=True)]
         self.entered: list[Any] | None = None  # what the first stream has taken, for an engine that writes it down
-        self.deep = False  # a later stream has taken what user code gave
+        self.deep = False  # user code between two streams was called
         self._again = False  # results were given out before
 
     def add(
@@ -144,6 +144,11 @@ class Row:
             yield from self._given_out(number, kept.finish(), NO_ITEM, (self._given[number],))
 
     @property
+    def whole(self) -> bool:
+        """Whether values that have ``entered`` are still as they came: the first stream takes none of them apart."""
+        return bool(self._kept) and self._kept[0].whole
+
+    @property
     def done(self) -> bool:
         """Whether a stream needs no more values."""
         return any(kept.done for kept in self._kept)
@@ -161,13 +166,13 @@ class Row:
         return results if part == len(self._streams) else self._into(part, results)
 
     def _into(self, number: int, results: Results) -> Results:
+        if number and any(each.user_code for each in self._parts[number]):
+            self.deep = True
         for path, value, known in results:
             if known & FAILED:
                 yield path, value, FAILED
             else:
-                if number:
-                    self.deep = self.deep or any(each.user_code for each in self._parts[number])
-                elif self.entered is not None:
+                if not number and self.entered is not None:
                     self.entered.append(value)
                 yield from self._given_out(number, self._kept[number].add(value), value, path)
             del value  # not kept alive while the next one is made

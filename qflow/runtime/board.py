@@ -23,7 +23,8 @@ entry follows, or the item is ENDED. ``done`` says of how many input values of i
 results, ``given`` how many of the next one: with the store that commits a value goes how far its producer is.
 
 Words of participant ``w``: its hand (the cursor it took), its job (the values it works on), and what it is `at`
-(the user code that runs). They outlive a worker, and its replacement goes on from them.
+(the user code that runs; in a `turn.Dash` only that it dashes, see `Board.state`). They outlive a worker, and
+its replacement goes on from them.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ LANES = 1024  # items of an unwritten queue whose results may wait for those of 
 SLACK = 32  # lanes that must be free before a producer that waited goes on
 SMALL_CELLS = 128  # of a producer of an unwritten queue
 SPARE = 3  # large cells of the same beyond those for the items that may always wait
-PARTS = 4  # of these bytes, each in a cell of its own, so that some are free while others are taken
+PARTS = 4  # of the small items' bytes, each in a cell of its own, so that some are free while others are taken
 MOST_VALUES = 4096  # of one entry, and of one claim
 MOST_WAITING = 4096  # cells of a channel for waiting items; a larger queue holds no more than these
 MOST_DEPTH = 64  # entries of a lane that are not yet taken
@@ -90,9 +91,8 @@ class EdgeShape:
         producers, takers: how many sides put and take.
         window: items that may be claimed by the producers and are not wholly taken.
         base: cells of each producer for items of any size.
-        extra: more cells of each, for small items of an unwritten queue.
-        spare: more for items of any size, of the same.
-        small: bytes of the items in all these that each producer may let wait.
+        extra, spare: more cells of each in an unwritten queue, for small items, and for those of any size.
+        small: bytes that each producer may let wait in these.
         most: values of one entry, and of one claim.
         packed: small values that each producer may let wait.
         share: bytes of pages that the large cells of each producer may have together; 0: any number. A larger

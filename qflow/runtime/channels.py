@@ -21,7 +21,7 @@ from qflow.runtime.worker import CURSOR, Berth
 
 RESTING = 256 << 20  # bytes of pages that are kept between runs: the next one begins in warm memory
 ZEROS = bytes(1 << 16)
-Kept = tuple[int, int, int]  # edge, cell, and the participant whose step keeps views on it
+Kept = tuple[int, int, int]  # edge, cell, and the participant whose step keeps views on it; 0: the one that puts into it
 
 
 class Channels:
@@ -101,7 +101,8 @@ class Channels:
             words[start : min(size, start + len(ZEROS))] = ZEROS[: size - start]
         self.leases.restore(self.board)
         for edge, cell, who in kept:
-            self.board.edges[edge].cell[cell] = KEPT | who
+            if who:
+                self.board.edges[edge].cell[cell] = KEPT | who
         for (read, write), n in zip(self._cursors, self._n, strict=True):
             _drain(read)
             if n > 1:

@@ -17,6 +17,7 @@ from typing import Any
 
 from qflow.errors import NondeterministicStep, TransportError
 from qflow.graph.markers import CLOSE
+from qflow.graph.marks import Quoted
 from qflow.graph.options import NOTHING
 from qflow.graph.plan import SMALL, Group
 from qflow.graph.row import FAILED, LAST, MANY, NO_ITEM, Caught, Failed, Path, Results, Row, Watch, fewer, other
@@ -91,6 +92,7 @@ class Desk:
         self._reader: Table | RecordReader | None = None  # of the small values in the worker's hands
         self._at_value = 0  # the offset of the value at work, for ``at``
         self._alone = False  # no two values are taken at once
+        self._several = board.edges[number + 1].shape.most > 1  # results may share a cell
         self._function: Callable[[Any], Any] | None = None  # of a step that may `Dash`
         self._blanked = -1, -1  # for which value a cell was begun last
         self._outcome: tuple[Any, BaseException | None] | None = None  # of a call that was made, for the value that is begun next
@@ -140,11 +142,12 @@ class Desk:
         return WorkerInfo(self.name, self.me - out.first, out.shape.producers, 1 + tries + self._retries)
 
     def kept(self) -> list[tuple[int, int, int]]:
-        """At rest, the cells that user code still has views on: edge, cell, and who."""
+        """At rest, the cells that user code still has views on: edge, cell, and who takes from it, or 0 for its own output."""
         self._let_go()
         self._kept -= {*self.inputs.returned}
         self.inputs.returned.clear()
-        return [(self.number, cell, self.me) for cell in self._kept]
+        lent = [(self.number + 1, cell, 0) for cell in self._outgoing.lent()]
+        return [(self.number, cell, self.me) for cell in self._kept] + lent
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """An array where the result at work will lie, or None; see `outgoing`."""
@@ -279,16 +282,17 @@ class Desk:
         given: Iterable[Any] = self.group.operators[0].given(result)  # type: ignore[attr-defined]
         return given
 
-    def _begin(self, claim: Claim, k: int, quick: bool) -> Parcel | None:
-        """Load a value of a claim and start the step on it -> its only result, if it has a cell of its own and no other way.
+    def _begin(self, claim: Claim, k: int, skip: int) -> Parcel | None:
+        """Load a value of a claim and start the step on it -> its only result if that is known, a cell to begin, or None.
 
-        Or, if it may be ``quick``, a parcel to begin a cell with.
+        ``skip``: how many of its results a predecessor has published.
         """
         if self._claim is not claim:
             self._read(claim)
         else:
             self._let_go()
-        if quick and self._function is not None and not self._packer.large and (blank := self._blank(claim, k)) is not None:
+        quick = self._function is not None and not skip
+        if quick and self._several and not self._packer.large and (blank := self._blank(claim, k)) is not None:
             return blank
         self._outgoing.begin()
         self._k = k
@@ -315,7 +319,7 @@ class Desk:
         self._viewing = claim.cell if viewing else None
         self._value = value
         self.counts[1] += value is not CLOSE
-        if self._function is not None and self._outcome is None and value is not CLOSE and self._packer.large:
+        if quick and self._packer.large and self._outcome is None and value is not CLOSE and type(value) is not Quoted:
             single = self._call(value)
             if single is not None:
                 self.counts[2] += 1
@@ -338,7 +342,10 @@ class Desk:
         self.at[0] = IDLE
         self.counts[0] += self.now() - begun
         result, raised = self._outcome
-        single = None if raised is not None or self._outgoing.used else self._packer.single(result, self._path)
+        single = None
+        if raised is None and not self._outgoing.used:
+            with contextlib.suppress(Exception):  # the normal way will say it
+                single = self._packer.single(result, self._path)
         if single is None or single.nbytes > self.outputs.stride:
             return None
         self._outcome, self._calls = None, 3

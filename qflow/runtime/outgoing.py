@@ -107,6 +107,11 @@ class Outgoing:
         if self._lent:
             self._collect()
 
+    def lent(self) -> list[int]:
+        """At rest, the cells in which somebody keeps an array."""
+        self.begin()
+        return [*self._lent]
+
     @property
     def used(self) -> bool:
         """Whether an array was made for the item at work."""
@@ -163,8 +168,8 @@ class Outgoing:
             return False
         leaves = single.leaves
         here = [number for number, leaf in enumerate(leaves) if isinstance(leaf, np.ndarray) and _address(leaf) in self._memory]
-        if not here or any(self._addresses.get(number) != _address(leaves[number]) for number in here):
-            return False  # what lies where another one must lie would be overwritten
+        if not here or self._addresses != {number: _address(leaves[number]) for number in here}:
+            return False  # somebody may keep what is not returned, or returned elsewhere: it would be overwritten
         single.fill_around(self._cells.region(self._cell), here)
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from itertools import chain, islice
 from typing import Any
 
@@ -28,7 +29,8 @@ class StreamDesk(Desk):
     def __init__(self, board: Board, names: tuple[str, ...], number: int, me: int, inputs: Any, outputs: Any, log: Log) -> None:
         super().__init__(board, names, number, me, inputs, outputs)
         self._log = log
-        self._given = self._snapshot = 0
+        self._given = self._snapshot = 0  # results since the last save, and bytes of the last snapshot
+        self._since = False  # results have come since then
         self.effects |= {
             "restore": self._restore,
             "finish": self._finish,
@@ -98,13 +100,15 @@ class StreamDesk(Desk):
         if row is None:
             return half, end
         entered, row.entered = row.entered or [], []
-        deep, row.deep = row.deep, False
-        try:
-            if half != UNWRITTEN and not deep:
+        given, deep = self._given, row.deep
+        self._since, self._given, row.deep = self._since or given > 0, 0, False
+        if half != UNWRITTEN and not deep and (not given or row.whole):
+            with contextlib.suppress(Exception):  # it can't be sent, but what is kept of it may
                 end = self._log.append(end, contents(entered))
-                if end <= max(SNAPSHOT if self._given else GROWS, 4 * self._snapshot):
+                if end <= max(SNAPSHOT if self._since else GROWS, 4 * self._snapshot):
                     return half, end
-            self._given = 0
+        self._since = False
+        try:
             return self._write_states(half, row), 0
         except Exception:
             return UNWRITTEN, 0

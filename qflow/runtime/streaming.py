@@ -5,11 +5,15 @@ and not yet given out would die with its worker, so it lies in a log, in memory 
 
     take      the values at a position; their cell stays taken
     push      results are put (`turn.Numbered`), which count themselves
-    save      the log: what was taken is added, or, once results came, what is still kept is written anew
+    save      the log: what was taken is added, or what is still kept is written anew (`stream_desk`)
     commit    a slot of words: the position, half and end of the log, results given; one store makes it the valid one
     release   the cells of the entries before the position
 
-Small values that lie there already are saved and committed together, at least `BULK` of them.
+Small values that lie there already are saved and committed together, at least `BULK` of them. What is added is copied as
+it lies in its table. What was taken long ago and given out since stays in the log until it is written anew: who
+builds the stream again lets it take all of that once more, and drops the results, all of which were given out. User code
+is not called for it: where some stands between two streams, or a stream takes values apart whose parts
+others may have changed since, what is kept is written anew each time that a result comes.
 
 A replacement frees the cells of entries before the position of the valid slot, builds the stream from its log
 and goes on at its position: later values are pushed again, and those of their results that were put already
@@ -146,7 +150,7 @@ def stream(board: Board, edge: int, me: int) -> Acting:
             if not board.watched and (taken := (yield ("take", claim, number))):
                 number += taken
             else:
-                yield ("begin", claim, number, False)
+                yield ("begin", claim, number, 0)
                 viewing = yield ("viewing?",)
                 yield from give()
                 number += 1

@@ -33,8 +33,9 @@ what is to be done outside, and are resumed with its outcome:
     ("copy", claim)          copy the claimed small values out of their cell, to memory that outlives the worker
     ("putter", putter)       what puts the results, before the first of them
     ("dash", claim, k)       let `Dash` do as many values as it can, from k on -> the first that it could not
-    ("begin", claim, k, quick)   load value k of the claim and start the step on it -> the parcel of its only result, or None:
-                             ask. If it may be ``quick``: or a parcel without values, with which a cell is begun for `Dash`
+    ("begin", claim, k, skip)   load value k of the claim, of which ``skip`` results are published, and start the step on it
+                             -> the parcel of its only result; or one without values, if `Dash` could go on in a cell
+                             that is begun with it; or None: ask for its results
     ("result",)              -> the next parcel of the value at work, or None after the last
     ("spill", claim, k, given)   put results of value k that are there already into the open table -> how many are given
     ("fewer", now, before)   -> the parcel of an error: a predecessor had more results of this value
@@ -468,18 +469,16 @@ class Putter(Side):
         room = self._room(item, parcel)
         if room is None:
 
-            def ready() -> bool:
+            def ready() -> list[int] | None:
                 self._sweep(wholly=True)
-                return self._room(item, parcel) is not None
+                return self._room(item, parcel)
 
-            yield from self.until(ready, self.edge.cell_wait, self.producer, item + TURN if self.share else FREED)
-            room = self._room(item, parcel)
-        free = room or self._free
+            room = yield from self.until(ready, self.edge.cell_wait, self.producer, item + TURN if self.share else FREED)
         if parcel.cell < 0:
-            cell = free.pop()
+            cell = room.pop()
         else:
             cell = parcel.cell
-            free.remove(cell)
+            room.remove(cell)
         if cell < self.first_small:
             size, pages = SMALL if parcel.packs else parcel.nbytes, self._pages[cell - self.first_cell]
             self._puts += 1
@@ -496,18 +495,24 @@ class Putter(Side):
         if not free:
             return None
         cell = free[-1]
-        if cell < self.first_small and self._pages[cell - self.first_cell] < nbytes:
-            if self.share:  # it may not be able to afford more
-                return None
-            self._note(cell, in_pages(nbytes))
+        if cell < self.first_small:
+            if self._pages[cell - self.first_cell] < nbytes:
+                if self.share:  # it may not be able to afford more
+                    return None
+                self._note(cell, in_pages(nbytes))
+            self._used_pages += self._pages[cell - self.first_cell]
         return free.pop()
 
     def give_back(self, cell: int) -> None:
         """A cell that was taken, or withheld, is free."""
+        if cell < self.first_small:
+            self._used_pages -= self._pages[cell - self.first_cell]
         (self._free if cell < self.first_small else self._free_small).append(cell)
 
     def withhold(self, cell: int) -> None:
         """A cell must not be used until it is given back."""
+        if cell < self.first_small:
+            self._used_pages += self._pages[cell - self.first_cell]
         (self._free if cell < self.first_small else self._free_small).remove(cell)
 
     def lane_free(self, item: int) -> Acting:
@@ -716,7 +721,7 @@ class Numbered:
 
 
 class Dash:
-    """The quick way of a step that makes one row of one value: what `_run` does, store for store, in one loop.
+    """The quick way of a step that makes one row of one value: what `_run` does, in one loop, with one store for each value.
 
     Args:
         putter: with an entry of the claim's item that may grow, a `table`.
@@ -945,12 +950,11 @@ def _run(claim: Claim, putter: Putter, done: int, skip: int, job: Words) -> Acti
     while k < claim.values:
         if putter.board.cancelled[0]:
             raise Cancelled
-        quick = not skip and putter.edge.shape.most > 1
-        if quick and putter._open == number and not putter.board.watched:
+        if not skip and putter._open == number and not putter.board.watched:
             k = yield ("dash", claim, k)
             if k == claim.values:
                 break
-        parcel = yield ("begin", claim, k, quick)
+        parcel = yield ("begin", claim, k, skip)
         if parcel is not None and not parcel.values:
             yield from putter.put(number, parcel, k << DONE)
             continue
