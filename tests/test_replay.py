@@ -158,7 +158,7 @@ def pipelines():
 
 
 @pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("occurrence", [1, 3])
+@pytest.mark.parametrize("occurrence", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_all_workers_may_die_at_any_point_of_the_protocol(point, occurrence, monkeypatch):
     monkeypatch.setenv("QFLOW_FAILPOINTS", f"{point}=kill@{occurrence}")
     seen = False

@@ -246,6 +246,7 @@ def test_removing_a_line_of_the_coordination_is_noticed(name, monkeypatch):
     assert notices(range(60))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("simulated_deaths")
 def test_changing_nothing_is_not_noticed(monkeypatch):
     put_in_place(mutants.runtime(None), monkeypatch)

@@ -105,7 +105,7 @@ def test_a_nursery_that_has_died_says_so(nursery: Nursery) -> None:
 STARTS = ["forkserver", "spawn", "fork"]
 
 
-@pytest.fixture(params=STARTS)
+@pytest.fixture(params=["forkserver", *(pytest.param(start, marks=pytest.mark.slow) for start in ("spawn", "fork"))])
 def start(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -451,6 +451,7 @@ def test_removing_a_line_of_the_protocol_is_noticed(name, monkeypatch):
     assert notices(range(2000))
 
 
+@pytest.mark.slow
 def test_changing_nothing_is_not_noticed(monkeypatch):
     put_in_place(mutants.runtime(None), monkeypatch)
     assert not notices(range(100))

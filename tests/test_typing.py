@@ -36,5 +36,6 @@ def test_right_wirings_pass_and_wrong_ones_are_found_where_they_stand(checker: s
     assert errors == {"right.py": set(), "wrong.py": marked_lines("wrong.py")}
 
 
+@pytest.mark.slow
 def test_lambdas_are_any() -> None:
     assert wrong_lines("mypy", "lambdas.py") == {"lambdas.py": set()}
