@@ -228,6 +228,20 @@ def test_other_keys_and_types_are_another_structure(other):
     assert not template_of({"a": 1, "b": 2.0}).check(other)
 
 
+class Hostile:
+    """It can't be compared."""
+
+    def __eq__(self, other):
+        raise TypeError("it can't be compared")
+
+    __hash__ = object.__hash__
+
+
+def test_keys_of_other_types_are_not_compared():
+    for like_this in ({"a": 1}, {"a": 1, 2: 1}):
+        assert not template_of(like_this).check(dict.fromkeys([Hostile() for _ in like_this], 1))
+
+
 def test_a_close_is_a_row():
     cell, template = region(), template_of({"x": np.zeros(3), "name": "a"})
     writer = table.Writer(cell, template, 1, table.rows_for(template, 1, 32))
@@ -255,6 +269,7 @@ def test_a_table_takes_what_fits():
 def test_a_damaged_table_is_an_error(at):
     cell, template = region(), template_of({"x": 1})
     table.Writer(cell, template, 1, table.rows_for(template, 1, 0)).add({"x": 5}, (0,))
+    assert table.Reader(cell, 0, 1).values(read_only=True) == [{"x": 5}]  # such a head is known
     cell[at] ^= 1
     with pytest.raises(InternalError, match="overwritten"):
         table.Reader(cell, 0, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, final
+from typing import Any, Final, NamedTuple, final
 
 
 @final
@@ -24,3 +24,14 @@ SKIP: Final[Any] = Marker("SKIP")
 
 CLOSE: Final = Marker("CLOSE")
 """Ends a list on its way through the workers of a pool; never seen by user code."""
+
+
+@final
+class Quoted(NamedTuple):
+    """An element of such a list that would be taken for a marker of ours."""
+
+    value: Any
+
+
+MARKS = frozenset({Marker, Quoted})
+"""The types of values that no function is called with as they are."""

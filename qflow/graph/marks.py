@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice, takewhile
 from operator import is_
-from typing import Any, ClassVar, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, Unpack, cast, final, overload
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, final, overload
 
 from qflow.errors import GraphError, describe, got
 from qflow.graph.flow import (
@@ -41,7 +41,7 @@ from qflow.graph.function import (
     opened,
     resolve_name,
 )
-from qflow.graph.markers import CLOSE
+from qflow.graph.markers import CLOSE, Quoted
 from qflow.graph.options import MarkOptions, Options, Retry, options_of
 from qflow.graph.regroup import grouped
 from qflow.graph.sizes import budget, count
@@ -241,13 +241,6 @@ class Scatter(Each[Any, Any]):
     def outputs(self, value: Any) -> Iterable[Any]:
         # The whole list first: what fails in the middle must not leave a list without its CLOSE.
         return iter([*(_quoted(element) for element in grouped(value, "pool")), CLOSE])
-
-
-@final
-class Quoted(NamedTuple):
-    """An element that would be taken for a marker of ours."""
-
-    value: Any
 
 
 def _quoted(element: Any) -> Any:

@@ -160,8 +160,6 @@ class Row:
 
     def _after(self, part: int, value: Any, path: Path, reload: Callable[[], Any] | None = None) -> Results:
         """What comes of a value that has passed the streams before ``part``."""
-        if self._again and part == len(self._streams):
-            return _none()
         results = through_each(self._parts[part], value, path, self._watch, reload)
         return results if part == len(self._streams) else self._into(part, results)
 
@@ -189,14 +187,12 @@ class Row:
                 return
             given = (self._given[number],)
             self._given[number] += 1
+            if self._again and number + 1 == len(self._streams):
+                continue
             for below, each, known in self._after(number + 1, result, given):
                 yield below, each, known & FAILED
                 del each
             del result
-
-
-def _none() -> Results:
-    yield from ()
 
 
 def through_each(

@@ -30,7 +30,7 @@ class read:
         if not self._rows:
             return columns
         keys = self._keys
-        return [dict(zip(keys, row)) for row in zip(*columns.values(), strict=True)]  # noqa: B905  a row has them all
+        return [dict(zip(keys, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def _columns(self, parts: Chunk) -> dict[str, Any]:
         if len(parts) == 1:  # a slice has 4 us to begin with, a direct read 48 us (h5py 3.16)

@@ -16,8 +16,7 @@ from itertools import islice
 from typing import Any
 
 from qflow.errors import NondeterministicStep, TransportError
-from qflow.graph.markers import CLOSE
-from qflow.graph.marks import Quoted
+from qflow.graph.markers import CLOSE, MARKS
 from qflow.graph.options import NOTHING
 from qflow.graph.plan import SMALL, Group
 from qflow.graph.row import FAILED, LAST, MANY, NO_ITEM, Caught, Failed, Path, Results, Row, Watch, fewer, other
@@ -319,7 +318,7 @@ class Desk:
         self._viewing = claim.cell if viewing else None
         self._value = value
         self.counts[1] += value is not CLOSE
-        if quick and self._packer.large and self._outcome is None and value is not CLOSE and type(value) is not Quoted:
+        if quick and self._packer.large and self._outcome is None and type(value) not in MARKS:
             single = self._call(value)
             if single is not None:
                 self.counts[2] += 1
@@ -342,10 +341,7 @@ class Desk:
         self.at[0] = IDLE
         self.counts[0] += self.now() - begun
         result, raised = self._outcome
-        single = None
-        if raised is None and not self._outgoing.used:
-            with contextlib.suppress(Exception):  # the normal way will say it
-                single = self._packer.single(result, self._path)
+        single = None if raised is not None or self._outgoing.used else self._packer.single(result, self._path)
         if single is None or single.nbytes > self.outputs.stride:
             return None
         self._outcome, self._calls = None, 3

@@ -3,7 +3,7 @@
 The C library gives freed memory of 128 KiB and more back to the system, and a step that makes a batch for each item gets
 all its pages anew each time: 1.4 GB/s, where warm ones are written at 20 and more (design notes, section 5). glibc
 learns to keep blocks as large as the largest that was freed (mallopt(3)); a worker begins with the most that it would
-learn. In a pipeline of batches of 256 KB that is a brk(2) and 64 page faults less per batch.
+learn. In a pipeline of batches of 256 KB that is 1.5 brk(2) less per batch, and their page faults.
 """
 
 from __future__ import annotations

@@ -93,7 +93,6 @@ class Outgoing:
 
     def attach(self, putter: Putter) -> None:
         """A run begins."""
-        self._putter = None
         self.begin()
         self._putter = putter
         for cell in self._lent:

@@ -33,7 +33,6 @@ HEAD = struct.Struct("=QQQQ")
 CHECKED, CLOSES = 24, 3  # bytes of all but the last word, and its number
 SIGN = (TABLE >> 32).to_bytes(4, sys.byteorder)
 OVERWRITTEN = "the head of a cell was overwritten: its check word is wrong"
-KNOWN = 256
 CLOSED = 1 << 63  # in an index path: the row is CLOSE
 ODD = 32  # multiple of the bytes for which the odd leaves of a row are given room
 Path = tuple[int, ...]
@@ -82,21 +81,14 @@ def _head(template: Template, words: int, rows: int) -> bytes:
     return HEAD.pack(TABLE | check, *rest, 0) + template.key
 
 
-_known: dict[bytes, tuple[Template, int, Layout]] = {}  # by their heads, which have been checked
-
-
-def _learn(region: memoryview) -> tuple[Template, int, Layout]:
-    """What the head of a table says, if it is whole: its check word is that of the structure, too."""
-    check, rows, sizes, _ = HEAD.unpack_from(region)
-    words, size = sizes >> 32, sizes & 0xFFFFFFFF
-    key = bytes(region[HEAD.size : HEAD.size + size]) if size < SMALL else b""
+@functools.lru_cache(maxsize=256)
+def _known(head: bytes, key: bytes) -> tuple[Template, int, Layout]:
+    """What the first words of a table, and the structure behind them, say; InternalError if the check word is not theirs."""
+    check, rows, sizes = struct.unpack("=QQQ", head)
     if check != TABLE | crc32(key, crc32(HEAD.pack(0, rows, sizes, 0))):
         raise InternalError(OVERWRITTEN)
-    if len(_known) >= KNOWN:
-        _known.clear()
-    template = of_key(key)
-    found = _known[bytes(region[:CHECKED])] = template, words, layout(template, words, rows)
-    return found
+    template, words = of_key(key), sizes >> 32
+    return template, words, layout(template, words, rows)
 
 
 def _aligned(size: int) -> int:
@@ -214,7 +206,7 @@ class Single:
 
     def fill_around(self, region: memoryview, there: Container[int]) -> None:
         """The same, but for those of its leaves that are there."""
-        template, words = self.template, len(self.path)
+        template, words, region = self.template, len(self.path), region[: self.nbytes]
         plan, head = layout(template, words, 1), _head(template, words, 1)
         region[: len(head)] = head
         region[plan.paths : plan.paths + 8 * words] = struct.pack(f"={words}Q", *self.path)
@@ -283,11 +275,8 @@ class Reader:
 
     def __init__(self, region: memoryview, offset: int, count: int) -> None:
         self.region, self.offset, self.count = region, offset, count
-        head = bytes(region[:CHECKED])
-        known = _known.get(head)
-        if known is None:
-            known = _learn(region)
-        self.template, self.words, self._layout = known
+        size = min(int.from_bytes(region[16:20], sys.byteorder), SMALL)
+        self.template, self.words, self._layout = _known(bytes(region[:CHECKED]), bytes(region[HEAD.size : HEAD.size + size]))
         if not 0 <= offset < offset + count <= self._layout.rows:
             raise InternalError(OVERWRITTEN)
         self.closing = any(region[CHECKED : HEAD.size])

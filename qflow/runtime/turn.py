@@ -854,13 +854,7 @@ def work(board: Board, edge: int, me: int) -> Acting:
                 yield ("pass", claim.number + 2, job[4], offset_word(job[4], job[5]))
                 if board.watched:
                     yield "passed"
-        finished, done, given = putter.published(claim.number) if inherited else (False, 0, 0)
-        if inherited and job[10] == claim.number + 1:
-            _recount(board.counts[me], job, claim.values if finished else done)
-        if inherited and not finished:
-            yield from putter.close(claim.number)
-            if job[8] >> DONE == claim.number + 1 and job[8] & COUNT > done:
-                done, given = job[8] & COUNT, 0
+        finished, done, given = (yield from _left(putter, claim, job, board.counts[me])) if inherited else (False, 0, 0)
         inherited = False
         if not finished:
             yield from _run(claim, putter, done, given, job)
@@ -872,10 +866,18 @@ def work(board: Board, edge: int, me: int) -> Acting:
         job[7] = claim.number + 1
 
 
-def _recount(counts: Words, job: Words, done: int) -> None:
-    """Count what a predecessor has done the quick way, if it died before it could."""
-    counts[1], counts[2] = max(counts[1], job[9] + done), max(counts[2], job[11] + done)
-    job[10] = 0
+def _left(putter: Putter, claim: Claim, job: Words, counts: Words) -> Acting:
+    """What a predecessor has left of a claim -> whether nothing, or how many values are done, and results of the next one."""
+    finished, done, given = putter.published(claim.number)
+    if job[10] == claim.number + 1:  # it went the quick way, and died before it could count
+        before = claim.values if finished else done
+        counts[1], counts[2] = max(counts[1], job[9] + before), max(counts[2], job[11] + before)
+        job[10] = 0
+    if not finished:
+        yield from putter.close(claim.number)
+        if job[8] >> DONE == claim.number + 1 and job[8] & COUNT > done:
+            done, given = job[8] & COUNT, 0
+    return finished, done, given
 
 
 def offset_word(place: int, offset: int) -> int:
