@@ -23,7 +23,7 @@ entry follows, or the item is ENDED. ``done`` says of how many input values of i
 results, ``given`` how many of the next one: with the store that commits a value goes how far its producer is.
 
 Words of participant ``w``: its hand (the cursor it took), its job (the values it works on), and what it is `at`
-(the user code that runs; in a `turn.Dash` only that it dashes, see `Board.state`). They outlive a worker, and
+(the user code that runs; in a `dash.Dash` only that it dashes, see `Board.state`). They outlive a worker, and
 its replacement goes on from them.
 """
 

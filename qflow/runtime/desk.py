@@ -22,6 +22,7 @@ from qflow.graph.plan import SMALL, Group
 from qflow.graph.row import FAILED, LAST, MANY, NO_ITEM, Caught, Failed, Path, Results, Row, Watch, fewer, other
 from qflow.runtime.board import CALLS, DATA, DONE, END, ERROR, GIVEN, OFFSET, PACKED, VIEWS, Board, Phase
 from qflow.runtime.codec import decode, digest, encode, path_of, poison
+from qflow.runtime.dash import Dash
 from qflow.runtime.failure import bytes_of, failure_of, parcel_of
 from qflow.runtime.ledger import Orders, Verdict
 from qflow.runtime.log import copied
@@ -29,7 +30,7 @@ from qflow.runtime.outgoing import Outgoing
 from qflow.runtime.packed import Filling, Packer, RecordReader, mark_of, mark_of_row, packs, read
 from qflow.runtime.table import Reader as Table
 from qflow.runtime.table import Single
-from qflow.runtime.turn import Claim, Dash, Parcel, Putter, Taker
+from qflow.runtime.turn import Claim, Parcel, Putter, Taker
 from qflow.runtime.whereabouts import WorkerInfo
 
 SHARE = 1_000_000  # nanoseconds of work for which a worker takes small values at once

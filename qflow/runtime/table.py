@@ -23,7 +23,7 @@ from qflow.errors import InternalError
 from qflow.graph.markers import CLOSE
 from qflow.graph.plan import SMALL
 from qflow.runtime.board import MOST_VALUES
-from qflow.runtime.parts import LARGE, Taken
+from qflow.runtime.parts import Taken
 from qflow.runtime.template import Column, Template, of_key
 
 ALIGN = 64
@@ -202,26 +202,30 @@ class Single:
 
     def fill(self, region: memoryview) -> None:
         """Copy it into a cell."""
-        self.fill_around(region, ())
+        self.template.fill(region, self.leaves, *self._begin(region).columns)
 
     def fill_around(self, region: memoryview, there: Container[int]) -> None:
         """The same, but for those of its leaves that are there."""
-        template, words, region = self.template, len(self.path), region[: self.nbytes]
-        plan, head = layout(template, words, 1), _head(template, words, 1)
-        region[: len(head)] = head
-        region[plan.paths : plan.paths + 8 * words] = struct.pack(f"={words}Q", *self.path)
-        *leaves, odd = self.leaves
-        for number, (leaf, column, at) in enumerate(zip(leaves, template.columns, plan.columns, strict=True)):
+        plan = self._begin(region)
+        for number, (leaf, column, at) in enumerate(zip(self.leaves, self.template.columns, plan.columns, strict=False)):
             if number in there:
                 continue
             if column.plain:
                 struct.pack_into(column.dtype, region, at, leaf)
             else:
                 np.ndarray(column.shape, column.dtype, region, at)[...] = leaf
+
+    def _begin(self, region: memoryview) -> Layout:
+        """Write all but the columns -> where these lie."""
+        template, words = self.template, len(self.path)
+        plan, head = layout(template, words, 1), _head(template, words, 1)
+        region[: len(head)] = head
+        region[plan.paths : plan.paths + 8 * words] = struct.pack(f"={words}Q", *self.path)
         if template.odd:
-            pickled = pickle.dumps(odd, 5)
+            pickled = pickle.dumps(self.leaves[-1], 5)
             region[plan.heap : plan.heap + len(pickled)] = pickled
             struct.pack_into("=Q", region, plan.ends, plan.heap + len(pickled))
+        return plan
 
 
 class Alike:
@@ -331,20 +335,15 @@ class Reader:
 
     def one(self, cells: Any, cell: int, *, read_only: bool, views: bool) -> tuple[Any, Path, bool]:
         """The single value of a cell, as of `codec.decode`."""
-        first, lease, columns = self._layout.columns[0] if self._layout.columns else 0, None, []
-        for column, start in zip(self.template.columns, self._layout.columns, strict=True):
-            tensor = column.word == "tensor"
-            if not views or column.nbytes < LARGE or (tensor and read_only):
-                columns.append(self._column(column, start, read_only))
-                continue
-            if lease is None:
-                lease = cells.lease(cell, first, self._layout.heap)
-                if read_only:
-                    lease.flags.writeable = False
-            array = np.ndarray(column.shape, column.dtype, lease, start - first)
-            columns.append([sys.modules["torch"].from_numpy(array) if tensor else array])
-        path = struct.unpack_from(f"={self.words}Q", self.region, self._layout.paths)
-        return self.template.values(columns, self._odd(), 1)[0], path, lease is not None
+        path, plan = struct.unpack_from(f"={self.words}Q", self.region, self._layout.paths), self._layout
+        view = self.template.view_read_only if read_only else self.template.view
+        if not views or view is None:
+            return self.values(read_only=read_only)[0], path, False
+        lease = cells.lease(cell, 0, plan.heap)
+        if read_only:
+            lease.flags.writeable = False
+        odd = self._odd()[0] if self.template.odd else ()
+        return view(self.region, odd, lease, *plan.columns), path, True
 
     @property
     def nbytes(self) -> int:

@@ -32,9 +32,9 @@ what is to be done outside, and are resumed with its outcome:
     ("share", n)             of n small values that lie there -> how many to claim
     ("copy", claim)          copy the claimed small values out of their cell, to memory that outlives the worker
     ("putter", putter)       what puts the results, before the first of them
-    ("dash", claim, k)       let `Dash` do as many values as it can, from k on -> the first that it could not
+    ("dash", claim, k)       let `dash` do as many values as it can, from k on -> the first that it could not
     ("begin", claim, k, skip)   load value k of the claim, of which ``skip`` results are published, and start the step on it
-                             -> the parcel of its only result; or one without values, if `Dash` could go on in a cell
+                             -> the parcel of its only result; or one without values, if `dash` could go on in a cell
                              that is begun with it; or None: ask for its results
     ("result",)              -> the next parcel of the value at work, or None after the last
     ("spill", claim, k, given)   put results of value k that are there already into the open table -> how many are given
@@ -54,16 +54,14 @@ of liveness are in the project's protocol notes; a test explores every interleav
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
 from qflow.graph.plan import SMALL
 from qflow.runtime.board import (
-    CALLS,
     CLOSED,
     COUNT,
     DATA,
@@ -75,7 +73,6 @@ from qflow.runtime.board import (
     KEPT,
     KINDS,
     LOW,
-    OFFSET,
     PACKED,
     PARTS,
     POISON,
@@ -83,19 +80,15 @@ from qflow.runtime.board import (
     SHIFT,
     Board,
     Edge,
-    Phase,
     Words,
     in_pages,
 )
 from qflow.runtime.fence import Fence
-from qflow.runtime.template import LEAST, MORE
 
 Acting = Generator[Any, Any, Any]
-Function = Callable[[Any], Any]
 SWEPT = 256  # cells looked at in one sweep
 ANY = (1 << 44) - 1  # in place of an item: any entry will do
 NUMBER = 16  # bytes of a number and its index path in a cell
-STEP = 1 << DONE | 1  # what one more result does to a word of ``grown``
 NOTHING, NEXT_ENTRY, NEXT_ITEM, OVER = 0, -1, -2, -3  # what a taker finds at a position, when not values
 FREED, TURN = 1, 2  # what a producer waits for: that own cells are freed; or that, and the turn of item ``word - TURN``
 # A free cell may have pages for twice the largest of so many large values. To give pages back costs 0.16 ms a MB, and to have
@@ -718,90 +711,6 @@ class Numbered:
                 yield from self.putter.finish(self.item)
             self.item += 1
         yield from self.putter.end(self.item)
-
-
-class Dash:
-    """The quick way of a step that makes one row of one value: what `_run` does, in one loop, with one store for each value.
-
-    Args:
-        putter: with an entry of the claim's item that may grow, a `table`.
-        at: the worker's word of what it is at.
-        ring: rings a participant's bell.
-        forked: not empty in a copy of this process that the function has made, which must not store anything.
-    """
-
-    def __init__(self, putter: Putter, at: Words, ring: Callable[[int], object], forked: list[bool]) -> None:
-        self.putter, self.at, self.ring, self.forked = putter, at, ring, forked
-        self.outcome: Any = None  # of the call for the value that it could not do
-
-    def run(self, function: Function, table: Any, claim: Claim, k: int, values: Sequence[Any], nbytes: int) -> int:
-        """Call the function for values from the ``k``-th of a claim on -> the first value that is not done.
-
-        A result that has no place in the ``table`` stops it, or an exception: see ``outcome``. ``nbytes`` of a row.
-        One store commits a result, and that its value is done.
-        """
-        putter, slot = self.putter, self.putter._last(claim.number)
-        assert slot is not None
-        grown, size = putter.edge.grown, len(values)
-        grown[slot] = now = grown[slot] & COUNT | k << DONE
-        rows, commits = range(table.rows, table.rows + size), range(now + STEP, now + STEP * (size + 1), STEP)
-        self.outcome = None
-        if not putter.edge.quick[0]:
-            putter.edge.quick[0] = 1
-            putter.fence()
-        self.at[0] = claim.offset << OFFSET | 2 << CALLS | Phase.DASH  # call 1 is to load it
-        loop = self._rows if table.template.number is None else self._numbers
-        loop(function, table, zip(rows, commits, values, strict=True), grown, slot, claim.number)
-        if self.forked:
-            os._exit(0)
-        self.at[0] = Phase.IDLE
-        done = (grown[slot] >> DONE & COUNT) - k
-        if done:
-            table.rows += done
-            putter._hold(putter._cell, done * nbytes, done)
-        return k + done
-
-    def _rows(self, function: Function, table: Any, each: Iterator[Any], grown: Words, slot: int, number: int) -> None:
-        """Of any structure."""
-        forked, fenced, waits, store = self.forked, self.putter.fenced, self.putter.edge.taker_wait, table.store
-        try:
-            for row, commit, value in each:
-                result = function(value)
-                if forked or not store(row, result):
-                    self.outcome = result, None
-                    return
-                grown[slot] = commit
-                if fenced or waits[0]:
-                    self._wake(number)
-        except BaseException as error:
-            self.outcome = None, error
-
-    def _numbers(self, function: Function, table: Any, each: Iterator[Any], grown: Words, slot: int, number: int) -> None:
-        """The same, for plain numbers of one kind."""
-        forked, fenced, waits = self.forked, self.putter.fenced, self.putter.edge.taker_wait
-        column, kind, result = table.columns[0], table.template.number, None
-        try:
-            for row, commit, value in each:
-                result = function(value)
-                if type(result) is not kind or forked:
-                    self.outcome = result, None
-                    return
-                column[row] = result
-                grown[slot] = commit
-                if fenced or waits[0]:
-                    self._wake(number)
-        except BaseException as error:
-            too_large = type(result) is int and not LEAST <= result < MORE
-            self.outcome = (result, None) if too_large else (None, error)
-
-    def _wake(self, number: int) -> None:
-        """Ring the taker, if it waits for what has just been stored and was not yet rung."""
-        if self.putter.fenced:
-            self.putter.fence()
-        edge = self.putter.edge
-        if (wait := edge.taker_wait[0]) and wait >> 20 in (number, ANY) and edge.taker_waits[0] != self.putter._rung:
-            for _, who in self.putter._wake(number):
-                self.ring(who)
 
 
 def ring_everybody(board: Board) -> Acting:

@@ -11,16 +11,17 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[np.float32]]
 
 _MOST = 17  # a prime, so that no chunking and no number of workers falls in step with it
+_MANY, _PART = 37, 64 << 10  # the same of those that are so small: a value may hold 20 of them
 _BYTES = 80 << 20
 
 
 def variety(size: int) -> int:
     """How many arrays of a size there are in stock.
 
-    >>> variety(1 << 20), variety(16 << 20)
-    (17, 5)
+    >>> variety(64 << 10), variety(1 << 20), variety(16 << 20)
+    (37, 17, 5)
     """
-    return min(_MOST, _BYTES // size)
+    return min(_MANY if size <= _PART else _MOST, _BYTES // size)
 
 
 @cache
