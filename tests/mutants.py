@@ -133,9 +133,12 @@ MUTANTS = {
     "the consumer says not what it has taken": Mutant(
         "consumer", "        yield from self.taker.forget(claim.place, self._position[0])\n", ""
     ),
-    "without order, a finished item comes again": Mutant("consumer", "if item not in self._finished:", "if 1:"),
+    "without order, a finished item comes again": Mutant(
+        "consumer", "        del self._open[item]\n", "        self._open[item] = item << SHIFT, 0\n"
+    ),
+    "without order, the last to claim are not looked at": Mutant("consumer", "claimed = max(job[0]", "claimed = min(job[0]"),
     "without order, lanes are free too early": Mutant(
-        "consumer", "yield from self.taker.seen(low)", "yield from self.taker.seen(item + 1)"
+        "consumer", "self.taker.seen(next(iter(self._open), self._next))", "self.taker.seen(item + 1)"
     ),
     "cells under the user's views are freed": Mutant(
         "consumer",

@@ -182,23 +182,30 @@ class Cursor:
 
 
 class Loose:
-    """A single taker that takes whatever is there, in no order, within the window of the edge."""
+    """A single taker that takes whatever is there, in no order.
+
+    It looks at the items that a producer has claimed and that are not over: one of each producer, and those that wait.
+    """
 
     def __init__(self, board: Board, edge: int, me: int) -> None:
         self.taker = Taker(board, board.edges[edge], me)
         self.board, self.edge, self.me = board, board.edges[edge], me
-        self._positions: dict[int, tuple[int, int]] = {}  # of each item
-        self._finished: set[int] = set()  # items; those below `taken` are, too
+        producers = range(self.edge.first, self.edge.first + self.edge.shape.producers)
+        self._jobs = [board.job[each] for each in producers] if len(producers) > 1 else []
+        self._open: dict[int, tuple[int, int]] = {}  # position in each of these items, which stand in their order
+        self._next = 0  # the item after them
 
     def _find(self) -> tuple[int, int, int] | None:
         """A position at which something is found: place, offset, and what."""
-        low = self.edge.taken[0]
-        for item in range(low, low + self.edge.window):
-            if item not in self._finished:
-                place, offset = self._positions.get(item, (item << SHIFT, 0))
-                found = self.taker.found(place, offset)
-                if found != NOTHING:
-                    return place, offset, found
+        # A single producer has one item at a time. Of several, who puts into an item has written down before that it is its.
+        claimed = max(job[0] for job in self._jobs) if self._jobs else self.edge.taken[0] + 1
+        while self._next < claimed:
+            self._open[self._next] = self._next << SHIFT, 0
+            self._next += 1
+        for place, offset in self._open.values():
+            found = self.taker.found(place, offset)
+            if found != NOTHING:
+                return place, offset, found
         return None
 
     def _over(self) -> bool:
@@ -234,12 +241,7 @@ class Loose:
         item = place >> SHIFT
         yield from self.taker.forget(place, after[0], holding=False)
         if after[0] >> SHIFT == item:
-            self._positions[item] = after
+            self._open[item] = after
             return
-        self._finished.add(item)
-        self._positions.pop(item, None)
-        low = self.edge.taken[0]
-        while low in self._finished:
-            self._finished.discard(low)
-            low += 1
-        yield from self.taker.seen(low)
+        del self._open[item]
+        yield from self.taker.seen(next(iter(self._open), self._next))

@@ -18,7 +18,7 @@ from qflow.runtime.turn import Claim, Parcel
 UNWRITTEN = 3  # in place of a half of the log, 1 or 2: what the stream keeps can't be sent, so nobody can go on from it
 # Bytes of records from which on the state is written anew, when it was less than a quarter of them: when no result has come
 # since the last time, which means that most of them are the state; and when some have.
-GROWS, SNAPSHOT = 1 << 26, 1 << 20
+GROWS, SNAPSHOT = 1 << 26, 1 << 23
 
 
 class StreamDesk(Desk):
