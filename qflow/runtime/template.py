@@ -10,8 +10,8 @@ structure is written down once, and of each value only what differs: its leaves,
 Leaves are numbers, numpy scalars, contiguous arrays and CPU tensors; short text and bytes are pickled behind the
 columns. For each structure there are functions that check a value, store one and load many, and for a value that has a
 cell of its own others that fill the cell and view it, compiled as `dataclasses` compiles its methods. On 2 shared
-cores they take 0.3, 0.5 and 0.5 us for an array, the general way (`codec`) 10 us and 6 us; of a dict of 20 tensors the
-way into its cell and out of it took 80 us in loops over its columns, and FIGURE so.
+cores they take 0.3, 0.5 and 0.5 us for an array, the general way (`codec`) 10 us and 6 us. The way of a dict of 20
+tensors, 1 MB, into its cell and out of it takes 80 us, in loops over its columns 101 us; 27 of them are the copy.
 
 What a value shares with itself would be lost in columns (the same array twice, two views on the same memory), so such
 a value has no template, and neither has one of a subclass, or with attributes, gradients or gaps.
