@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 import qflow as qf
+from qflow.engines.warm import warm_of
 from qflow.runtime.board import VIEWS
 from qflow.testing import leaks
 
@@ -69,6 +70,34 @@ class Meet:
         barrier = self._barriers.setdefault(os.getpid(), threading.Barrier(4, timeout=10))
         barrier.wait()
         return os.getpid(), threading.get_ident()
+
+
+def compute(x):
+    for _ in range(4000):
+        pass
+    return x
+
+
+def wait(x):
+    time.sleep(0.0001)
+    return x
+
+
+def most_claimed(step):
+    """The most values that one of two workers has taken at once, as far as it was seen."""
+    with qf.Flow(qf.process(n=2)(step)) as pipe:
+        found = {1}
+        with pipe(range(2000)) as run:
+            (session,) = warm_of(pipe).sessions
+            board = session.crew.channels.board
+            for _ in run:
+                found |= {board.job[worker][3] for worker in (1, 2)}
+        return max(found)
+
+
+def test_what_computes_is_taken_several_at_once_and_what_waits_alone():
+    assert most_claimed(compute) > 2
+    assert most_claimed(wait) == 1
 
 
 def test_a_slow_item_keeps_its_place():

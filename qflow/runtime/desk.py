@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -35,7 +36,10 @@ from qflow.runtime.whereabouts import WorkerInfo
 
 SHARE = 1_000_000  # nanoseconds of work for which a worker takes small values at once
 DASH = 256  # values that go the quick way before the worker looks up
-SLOW = 25_000  # nanoseconds: a value that takes as long is taken alone, for it may wait for others
+# Nanoseconds: values that take as long are spread over the workers, and taken alone where user code waits, for it may wait for
+# others. To take 0.1 ms of computing alone costs as much again: 84 batches/s in place of 106 in the bench's "hdf5-heavy".
+SLOW = 25_000
+CALM = 3  # claims in a row without a wait, before user code is taken to wait for nobody: the kernel misses one now and then
 
 IDLE, LOAD, RUN, SEND = map(int, (Phase.IDLE, Phase.LOAD, Phase.RUN, Phase.SEND))  # plain numbers: they are stored often
 
@@ -70,6 +74,7 @@ class Desk:
         self.at, self.counts = board.at[me], board.counts[me]
         self.taker = Taker(board, board.edges[number], me)
         self.now: Callable[[], int] = time.monotonic_ns
+        self.waits = 0  # of `switches`, for others, as the coordination asked for
         self.forked: list[bool] = []  # not empty in a copy of this process that user code has made
         self.caught: Caught = BaseException  # what user code may raise that is a failure of its item
         self.between: Callable[[], None] | None = None  # called when an item is finished
@@ -99,6 +104,8 @@ class Desk:
         self._values: list[Any] | None = None  # in the worker's hands, if they came in a table
         self.ring: Callable[[int], object] = lambda who: None
         self._busy, self._most = 0, 1  # nanoseconds in the step's code when the claim began; values that it may have
+        self._slow, self._idle = False, -1  # the last claim's values were; waits of user code and others when the claim began
+        self._calm = 0  # claims in a row in which user code did not wait
         self._large = False  # a result of the claim has a cell of its own
         self.effects: dict[str, Callable[..., Any]] = {
             "share": self._share,
@@ -121,7 +128,7 @@ class Desk:
         """Be ready for a run of the group, which is not looked at when the step is given up."""
         self.orders, self._gate = orders, gate or self._gate
         self._claim, self._reader, self._values, self._outcome = NO_CLAIM, None, None, None  # of a run that was cancelled
-        self._begun, self._most, self._blanked = 0, 1, (-1, -1)
+        self._begun, self._most, self._blanked, self._slow = 0, 1, (-1, -1), False
         self.outputs.forget()
         self._careful = bool(orders.verdicts or orders.suspects or orders.poison)
         self._function = None if self._careful or self.group is None else _plain(self.group)
@@ -199,11 +206,18 @@ class Desk:
         self.at[2] = self.now()
         return value
 
+    def switches(self) -> int:
+        """How often this thread has given its core away by itself, to wait; 0 while nobody asks."""
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw if self._slow else 0
+
     # ---- items
 
     def _share(self, available: int) -> int:
         """How many of the small values that lie there to take at once: as many as will take `SHARE`, at first one."""
-        return 1 if self._alone else min(available, self._most)
+        if self._alone:
+            return 1
+        others = self.board.edges[self.number + 1].shape.producers if self._slow else 1
+        return min(-(-available // others), self._most)
 
     def _take(self, claim: Claim) -> None:
         """Copy the claimed small values to where they outlive the worker."""
@@ -222,6 +236,7 @@ class Desk:
             if isinstance(self._reader, Table):
                 self._values = self._reader.values(read_only=True)
         self._busy, self._large = self.counts[0], False
+        self._idle = self.switches() - self.waits if self._slow else -1
 
     def _blank(self, claim: Claim, k: int) -> Parcel | None:
         """A cell to be begun for the quick way, unless that has just been tried."""
@@ -485,7 +500,10 @@ class Desk:
                 poison(self.inputs, claim.cell)
         if packed and self._claim is claim:
             cost = (self.counts[0] - self._busy) // claim.values
-            self._most = 1 if cost >= SLOW or self._large else min(2 * self._most, SHARE // (cost + 1))
+            self._calm = self._calm + 1 if 0 <= self._idle >= self.switches() - self.waits else 0
+            self._slow = cost >= SLOW
+            alone = self._large or (self._slow and self._calm < CALM)
+            self._most = 1 if alone else min(2 * self._most, max(1, SHARE // (cost + 1)))
         self._claim, self._reader, self._values = NO_CLAIM, None, None
         if self._begun:  # not one that a predecessor has finished
             self._begun = max(0, self._begun - claim.values)

@@ -22,6 +22,8 @@ def run(job: Job, *, chunk: int, ahead: int = 4) -> Iterator[Epoch]:
 
 
 def grid(workload: Workload) -> Sequence[Setting] | str:
+    if workload.n == 1:
+        return "with one job it computes in the caller's process"
     return one_stage(workload) or [{"chunk": chunk} for chunk in dict.fromkeys([workload.chunks[-1], 1, *workload.chunks])]
 
 
