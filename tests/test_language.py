@@ -28,6 +28,8 @@ from scipy import sparse
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 import qflow as qf
+from qflow.graph.markers import CLOSE
+from qflow.graph.marks import Gather
 
 SHARED_SIZE = multiprocessing.Value("i", 2)  # here, because multiprocessing keeps its first mapping for ever
 
@@ -225,6 +227,19 @@ def test_repack_keeps_the_elements_and_makes_lists_of_one_length(values: list[li
 @given(items, sizes)
 def test_pack_is_partition_all(values: list[int], size: int) -> None:
     assert run(qf.pack(size), values) == [values[start : start + size] for start in range(0, len(values), size)]
+
+
+@given(st.integers(0, 30), st.integers(1, 7), st.booleans())
+def test_a_stream_that_misses_several_values_gives_no_result_before(count: int, size: int, listed: bool) -> None:
+    if listed:  # the elements of lists that are as long as the first, and the mark that ends each
+        kept, values = Gather().accumulator(), itertools.cycle([*range(size), CLOSE])
+        count += size + 1
+    else:
+        kept, values = qf.pack(size).accumulator(), itertools.count()
+    for number, value in enumerate(itertools.islice(values, count)):
+        missing, found = kept.missing, [*kept.add(value)]
+        assert missing == size - number % (size + listed) or (listed and number <= size)
+        assert bool(found) == (missing == (0 if listed else 1) and not (listed and number < size))
 
 
 @given(items, sizes)

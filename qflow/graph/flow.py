@@ -206,6 +206,8 @@ class Accumulator(ABC):
     """It needs no more values."""
     whole = False
     """It takes no value apart."""
+    missing = 0
+    """How many more values it expects to take before its next result."""
 
     @abstractmethod
     def add(self, value: Any) -> Iterator[Any]:

@@ -283,10 +283,15 @@ class Gathered(Accumulator):
 
     def __init__(self, state: Any) -> None:
         self._list: list[Any] = list(state or ())
+        self._usual = 0  # elements of the list before
+
+    @property
+    def missing(self) -> int:  # type: ignore[override]
+        return max(0, self._usual - len(self._list))
 
     def add(self, value: Any) -> Iterator[Any]:
         if value is CLOSE:
-            gathered, self._list = self._list, []
+            gathered, self._list, self._usual = self._list, [], len(self._list)
             yield gathered
         else:
             self._list.append(value.value if type(value) is Quoted else value)

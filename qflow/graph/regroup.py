@@ -77,6 +77,10 @@ class Group(Accumulator):
         self._group += taken
         return len(taken)
 
+    @property
+    def missing(self) -> int:  # type: ignore[override]
+        return 0 if self._elements else self._size - len(self._group)
+
     def finish(self) -> Iterator[Any]:
         if self._group and not self._drop_last:
             yield self._emptied()

@@ -144,6 +144,11 @@ class Row:
             yield from self._given_out(number, kept.finish(), NO_ITEM, (self._given[number],))
 
     @property
+    def missing(self) -> int:
+        """How many more values the first stream may take before its next result."""
+        return 0 if self._parts[0] or not self._kept else self._kept[0].missing
+
+    @property
     def whole(self) -> bool:
         """Whether values that have ``entered`` are still as they came: the first stream takes none of them apart."""
         return bool(self._kept) and self._kept[0].whole

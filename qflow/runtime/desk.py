@@ -39,6 +39,7 @@ DASH = 256  # values that go the quick way before the worker looks up
 # Nanoseconds: values that take as long are spread over the workers, and taken alone where user code waits, for it may wait for
 # others. To take 0.1 ms of computing alone costs as much again: 84 batches/s in place of 106 in the bench's "hdf5-heavy".
 SLOW = 25_000
+LONG = 4_000_000  # nanoseconds of such work at once
 CALM = 3  # claims in a row without a wait, before user code is taken to wait for nobody: the kernel misses one now and then
 
 IDLE, LOAD, RUN, SEND = map(int, (Phase.IDLE, Phase.LOAD, Phase.RUN, Phase.SEND))  # plain numbers: they are stored often
@@ -218,6 +219,15 @@ class Desk:
             return 1
         others = self.board.edges[self.number + 1].shape.producers if self._slow else 1
         return min(-(-available // others), self._most)
+
+    def _enough(self, cost: int) -> int:
+        """How many values to take at once that cost so much; no more than may wait behind this worker: others go on meanwhile."""
+        if cost < SLOW:
+            return SHARE // (cost + 1)
+        shape, template = self._putter.edge.shape, self._packer.template
+        if not shape.extra:
+            return max(1, min(LONG // cost, self._putter.packed))
+        return max(1, SHARE // cost if template is None else min(LONG // cost, shape.small // (template.row + 1)))
 
     def _take(self, claim: Claim) -> None:
         """Copy the claimed small values to where they outlive the worker."""
@@ -503,7 +513,7 @@ class Desk:
             self._calm = self._calm + 1 if 0 <= self._idle >= self.switches() - self.waits else 0
             self._slow = cost >= SLOW
             alone = self._large or (self._slow and self._calm < CALM)
-            self._most = 1 if alone else min(2 * self._most, max(1, SHARE // (cost + 1)))
+            self._most = 1 if alone else min(2 * self._most, self._enough(cost))
         self._claim, self._reader, self._values = NO_CLAIM, None, None
         if self._begun:  # not one that a predecessor has finished
             self._begun = max(0, self._begun - claim.values)

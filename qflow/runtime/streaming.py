@@ -24,6 +24,7 @@ Effects beside those of `turn`:
 
     ("restore", half, end)   build the stream, from a log -> whether it needs no more
     ("take", claim, k)       let the stream take values from the k-th on, none of which brings a result -> how many
+    ("nap",)                 all that lies there is taken: sleep a little if that brings no result later
     ("viewing?",)            -> whether the value that was begun last has views on its cell
     ("done?",)               -> whether it needs no more
     ("finish",)              the input has ended; the last results
@@ -138,6 +139,8 @@ def stream(board: Board, edge: int, me: int) -> Acting:
     while not done:
         if pushed and (sum(claim.values for claim in pushed) >= BULK or taker.found(place, offset) == NOTHING):
             yield from commit()
+        if not board.watched and taker.found(place, offset) == NOTHING:
+            yield ("nap",)
         claim = yield from taker.next_values(place, offset, skip)
         if claim is None:
             break

@@ -28,8 +28,11 @@ def plot(found: Sequence[Figure], file: Path, footer: str) -> None:
     lines = -(-len(names) // _COLUMNS) or 1
     picture = Picture(figsize=(7 * _COLUMNS, 3.6 * lines), layout="constrained")
     panels = list(picture.subplots(lines, _COLUMNS, squeeze=False).flat)
+    shown = {name: [each for each in found if each.workload == name and each.rate] for name in names}
+    most = max(map(len, shown.values()), default=0)
     for panel, name in zip(panels, names, strict=False):
-        _bars(panel, [each for each in found if each.workload == name and each.rate], name)
+        _bars(panel, shown[name], name)
+        panel.set_ylim(len(shown[name]) - most - 0.5, len(shown[name]) - 0.5)  # all bars are as thick
     for panel in panels[len(names) :]:
         panel.set_visible(False)
     picture.supxlabel(footer, fontsize=7)
