@@ -19,6 +19,7 @@ from qflow.bench.throughput.figures import Figure, Measurement, figures
 from qflow.bench.throughput.goals import GOALS, best_peer, reached
 from qflow.bench.throughput.measure import BARE
 from qflow.bench.throughput.peers import OWN, PEERS
+from qflow.bench.throughput.rate import steady
 from qflow.bench.throughput.tally import Tally
 from qflow.bench.throughput.workload import numbers
 from qflow.bench.throughput.workloads import WORKLOADS, hdf5, index
@@ -137,6 +138,13 @@ def test_a_tally_tells_what_is_missing_wrong_doubled_or_out_of_order() -> None:
 
 def of(system: str, rate: float, turn: int = 1, workload: str = "array", **setting: Any) -> Measurement:
     return Measurement(workload, system, setting, turn, {"rate": rate, "consumer": 4e-5, "faults": 0.0, "mappings": 0.0})
+
+
+@pytest.mark.parametrize(("name", "timed"), [("ints", 70), ("skewed", 99)])
+def test_time_counts_in_the_midst_of_an_epoch(name: str, timed: int) -> None:
+    workload = WORKLOADS[name]
+    found = steady(lambda count: map(workload.steps[0] if name == "ints" else abs, range(count)), workload, 100)
+    assert (found["count"], found["rate"]) == (timed, timed / found["seconds"])
 
 
 def test_a_figure_is_the_median_of_the_turns_of_the_best_setting() -> None:

@@ -1,12 +1,13 @@
 """Rate: results per second of one system, workload and setting, in this process.
 
 The first epoch starts the workers, and each of its results is looked at as a whole. The next ones find out how many
-items take the time that was asked for. Then time counts, from an epoch's first result to its last:
+items take the time that was asked for. Then time counts, within an epoch:
 
-    first epoch: start, look | a few longer ones | first result --- time, CPU --- last result
-                                                        |-- warm --|---- faults ---|
+    first epoch: start, look | a few longer ones | 0.2 of the results, 0.7 more, and the last 0.1
+                                                                       time, CPU, faults
 
-What a system has done ahead when the first result comes is little, and the workers are warm where it keeps them.
+The workers are warm where a system keeps them. At both ends of the time as much is done ahead: when the first result comes,
+all others of its chunk may be ready, which would flatter whoever sends large chunks, and at the end nothing is ahead.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from qflow.bench.throughput.workload import Step, Workload, same
 
 Result = dict[str, Any]
 
-_WARM = 0.2  # of the results come before page faults and mappings count
 _TRIAL, _GROWTH = 0.1, 8
 
 
@@ -38,7 +38,7 @@ def rate(peer: Peer, workload: Workload, setting: Setting, seconds: float) -> Re
     began = time.perf_counter()
     with peer.open(workload.job(), **setting) as epoch:
         start = look(epoch, workload) - began
-        count = count_for(lambda count: float(steady(epoch, workload, count)["seconds"]), workload, seconds)
+        count = count_for(lambda count: count / float(steady(epoch, workload, count)["rate"]), workload, seconds)
         return {"start": start, **steady(epoch, workload, count)}
 
 
@@ -93,27 +93,26 @@ class Mark:
 
 
 def steady(epoch: Epoch, workload: Workload, count: int) -> Result:
-    """Consume an epoch, and measure from its first result to its last."""
+    """Consume an epoch, and measure in its midst."""
     results, tally = iter(epoch(count)), Tally(workload.keys)
-    take(results, workload.glance, tally, 1, 1)
-    start, before = Mark.now(), snapshot()
-    take(results, workload.glance, tally, int(_WARM * count) - 1, workload.block)
-    warm, calm = tally.count, snapshot()
-    take(results, workload.glance, tally, count - warm, workload.block)
-    end, after = Mark.now(), snapshot()
+    first, last = (int(part * count) for part in workload.timed)
+    take(results, workload.glance, tally, max(1, first), workload.block)
+    taken, start, before = tally.count, Mark.now(), snapshot()
+    take(results, workload.glance, tally, last - taken, workload.block)
+    taken, end, after = tally.count - taken, Mark.now(), snapshot()
     tally.take(list(map(workload.glance, results)))
     tally.demand(count)
-    spent, steadily = added(before, after), added(calm, after)
+    spent = added(before, after)
     return {
-        "count": count,
+        "count": taken,
         "seconds": end.at - start.at,
-        "rate": (count - 1) / (end.at - start.at),
+        "rate": taken / (end.at - start.at),
         "ordered": tally.in_order,
-        "cpu": spent.cpu / (count - 1),
-        "consumer": (end.thread - start.thread) / (count - 1),
-        "parent": (end.process - start.process) / (count - 1),
-        "faults": steadily.faults / (count - warm),
-        "mappings": steadily.mappings / (count - warm),
+        "cpu": spent.cpu / taken,
+        "consumer": (end.thread - start.thread) / taken,
+        "parent": (end.process - start.process) / taken,
+        "faults": spent.faults / taken,
+        "mappings": spent.mappings / taken,
     }
 
 
