@@ -138,8 +138,9 @@ def as_awaited(pipe, values):
     """Each value comes when the first step waits for one."""
     for value in values:
         (session,) = warm_of(pipe).sessions
-        while not session.crew.channels.board.edges[0].taker_wait[0]:
-            time.sleep(0.0005)
+        until = time.monotonic() + 30
+        while not session.crew.channels.board.edges[0].taker_wait[0] and time.monotonic() < until:
+            time.sleep(0.0005)  # it rings no bell of ours
         yield value
 
 

@@ -37,10 +37,9 @@ from qflow.runtime.whereabouts import WorkerInfo
 SHARE = 1_000_000  # nanoseconds of work for which a worker takes small values at once
 DASH = 256  # values that go the quick way before the worker looks up
 # Nanoseconds: values that take as long are spread over the workers, and taken alone where user code waits, for it may wait for
-# others. To take 0.1 ms of computing alone costs as much again: 84 batches/s in place of 106 in the bench's "hdf5-heavy".
+# others. If each 0.1 ms of computing is taken alone, too, the bench's "hdf5-heavy" makes 84 batches/s in place of 106.
 SLOW = 25_000
-LONG = 4_000_000  # nanoseconds of such work at once
-CALM = 3  # claims in a row without a wait, before user code is taken to wait for nobody: the kernel misses one now and then
+CALM = 3  # claims in a row without a wait, before user code is taken to wait for nobody; after each wait twice as many
 
 IDLE, LOAD, RUN, SEND = map(int, (Phase.IDLE, Phase.LOAD, Phase.RUN, Phase.SEND))  # plain numbers: they are stored often
 
@@ -106,7 +105,7 @@ class Desk:
         self.ring: Callable[[int], object] = lambda who: None
         self._busy, self._most = 0, 1  # nanoseconds in the step's code when the claim began; values that it may have
         self._slow, self._idle = False, -1  # the last claim's values were; waits of user code and others when the claim began
-        self._calm = 0  # claims in a row in which user code did not wait
+        self._calm, self._doubt = 0, CALM  # claims in a row in which user code did not wait, and how many it takes
         self._large = False  # a result of the claim has a cell of its own
         self.effects: dict[str, Callable[..., Any]] = {
             "share": self._share,
@@ -130,6 +129,7 @@ class Desk:
         self.orders, self._gate = orders, gate or self._gate
         self._claim, self._reader, self._values, self._outcome = NO_CLAIM, None, None, None  # of a run that was cancelled
         self._begun, self._most, self._blanked, self._slow = 0, 1, (-1, -1), False
+        self._calm, self._doubt = 0, CALM
         self.outputs.forget()
         self._careful = bool(orders.verdicts or orders.suspects or orders.poison)
         self._function = None if self._careful or self.group is None else _plain(self.group)
@@ -214,7 +214,10 @@ class Desk:
     # ---- items
 
     def _share(self, available: int) -> int:
-        """How many of the small values that lie there to take at once: as many as will take `SHARE`, at first one."""
+        """How many of the small values that lie there to take at once: as many as will take `SHARE`, at first one.
+
+        Of those that take long, no more than are left for each of the others.
+        """
         if self._alone:
             return 1
         others = self.board.edges[self.number + 1].shape.producers if self._slow else 1
@@ -225,9 +228,8 @@ class Desk:
         if cost < SLOW:
             return SHARE // (cost + 1)
         shape, template = self._putter.edge.shape, self._packer.template
-        if not shape.extra:
-            return max(1, min(LONG // cost, self._putter.packed))
-        return max(1, SHARE // cost if template is None else min(LONG // cost, shape.small // (template.row + 1)))
+        room = self._putter.packed if not shape.extra else 1 if template is None else shape.small // (template.row + 1)
+        return max(1, min(SHARE // cost, room))
 
     def _take(self, claim: Claim) -> None:
         """Copy the claimed small values to where they outlive the worker."""
@@ -367,7 +369,10 @@ class Desk:
         self.at[0] = IDLE
         self.counts[0] += self.now() - begun
         result, raised = self._outcome
-        single = None if raised is not None or self._outgoing.used else self._packer.single(result, self._path)
+        single = None
+        if raised is None and not self._outgoing.used:
+            with contextlib.suppress(Exception):  # a thread of the user's may change it; the normal way says so
+                single = self._packer.single(result, self._path)
         if single is None or single.nbytes > self.outputs.stride:
             return None
         self._outcome, self._calls = None, 3
@@ -510,9 +515,11 @@ class Desk:
                 poison(self.inputs, claim.cell)
         if packed and self._claim is claim:
             cost = (self.counts[0] - self._busy) // claim.values
-            self._calm = self._calm + 1 if 0 <= self._idle >= self.switches() - self.waits else 0
+            if self._idle >= 0:  # it was looked at
+                waited = self.switches() - self.waits > self._idle
+                self._calm, self._doubt = (0, min(2 * self._doubt, 1 << 20)) if waited else (self._calm + 1, self._doubt)
             self._slow = cost >= SLOW
-            alone = self._large or (self._slow and self._calm < CALM)
+            alone = self._large or (self._slow and self._calm < self._doubt)
             self._most = 1 if alone else min(2 * self._most, self._enough(cost))
         self._claim, self._reader, self._values = NO_CLAIM, None, None
         if self._begun:  # not one that a predecessor has finished

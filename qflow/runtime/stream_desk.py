@@ -19,8 +19,9 @@ from qflow.runtime.turn import Claim, Parcel
 UNWRITTEN = 3  # in place of a half of the log, 1 or 2: what the stream keeps can't be sent, so nobody can go on from it
 # Bytes of records from which on the state is written anew, when it was less than a quarter of them: when no result has come
 # since the last time, which means that most of them are the state; and when some have.
-GROWS, SNAPSHOT = 1 << 26, 1 << 23
-# A worker that is woken for each value of 0.1 ms spends 50 us on that, and who wakes it 25 (2 shared cores, Linux 6.18, virtual).
+GROWS, SNAPSHOT = 1 << 26, 1 << 22
+# A worker that is woken for each value of 0.1 ms spends 50 us on that, and who wakes it 25 (2 shared cores, Linux 6.18, virtual):
+# the bench's "hdf5-heavy" makes 115 batches/s with naps, 97 without.
 NAP, SEVERAL = 1_000_000, 4  # nanoseconds at most in which values may come unheard, and how many have to be expected
 
 
@@ -35,6 +36,7 @@ class StreamDesk(Desk):
         self._given = self._snapshot = 0  # results since the last save, and bytes of the last snapshot
         self._since = False  # results have come since then
         self._looked = self._taken = 0  # when all that was there was taken, and how many values
+        self._fit = 0  # values like the last ones that may wait here
         self.effects |= {
             "restore": self._restore,
             "finish": self._finish,
@@ -89,18 +91,25 @@ class StreamDesk(Desk):
             assert isinstance(self._reader, Table)
             assert self._row.entered is not None
             self.counts[1] += taken
+            shape = self.board.edges[self.number].shape
+            bytes_ = shape.producers * shape.small // (self._reader.template.row + 1)
+            self._fit = min(sum(shape.packed), bytes_) if shape.extra else sum(shape.packed)
             part = self._reader.part(k, taken)
             self._row.entered += self._values[k : k + taken] if part is None else [part]
         return taken
 
     def _nap(self) -> None:
-        """Nothing more is there: if several values are still missing for a result, sleep for half the time that they may take."""
+        """Nothing more is there: if several values are missing for a result, sleep until half of them should have come.
+
+        Nor until more have come than an eighth of those that may wait here: producers that are faster than they seem must not
+        stand still meanwhile. (With 16 that may wait, and half of them, two producers of 20 us made 9 k/s in place of 15 k/s.)
+        """
         before, taken = self._looked, self.counts[1] - self._taken
         self._looked, self._taken = self.now(), self.counts[1]
-        if self._row is None or taken <= 0:
+        if self._row is None or taken <= 0 or self.board.edges[self.number].share:
             return
         each = (self._looked - before) // taken
-        pause = min(self._row.missing // 2 * each, NAP)
+        pause = min(min(self._row.missing // 2, self._fit // 8) * each, NAP)
         if pause > SEVERAL * each:
             time.sleep(pause / 1e9)
 
