@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -28,18 +27,14 @@ from qflow.runtime.failure import bytes_of, failure_of, parcel_of
 from qflow.runtime.ledger import Orders, Verdict
 from qflow.runtime.log import copied
 from qflow.runtime.outgoing import Outgoing
+from qflow.runtime.pace import Pace
 from qflow.runtime.packed import Filling, Packer, RecordReader, mark_of, mark_of_row, packs, read
 from qflow.runtime.table import Reader as Table
 from qflow.runtime.table import Single
 from qflow.runtime.turn import Claim, Parcel, Putter, Taker
 from qflow.runtime.whereabouts import WorkerInfo
 
-SHARE = 1_000_000  # nanoseconds of work for which a worker takes small values at once
 DASH = 256  # values that go the quick way before the worker looks up
-# Nanoseconds: values that take as long are spread over the workers, and taken alone where user code waits, for it may wait for
-# others. If each 0.1 ms of computing is taken alone, too, the bench's "hdf5-heavy" makes 84 batches/s in place of 106.
-SLOW = 25_000
-CALM = 3  # claims in a row without a wait, before user code is taken to wait for nobody; after each wait twice as many
 
 IDLE, LOAD, RUN, SEND = map(int, (Phase.IDLE, Phase.LOAD, Phase.RUN, Phase.SEND))  # plain numbers: they are stored often
 
@@ -74,7 +69,7 @@ class Desk:
         self.at, self.counts = board.at[me], board.counts[me]
         self.taker = Taker(board, board.edges[number], me)
         self.now: Callable[[], int] = time.monotonic_ns
-        self.waits = 0  # of `switches`, for others, as the coordination asked for
+        self.pace = Pace()
         self.forked: list[bool] = []  # not empty in a copy of this process that user code has made
         self.caught: Caught = BaseException  # what user code may raise that is a failure of its item
         self.between: Callable[[], None] | None = None  # called when an item is finished
@@ -103,10 +98,6 @@ class Desk:
         self._outcome: tuple[Any, BaseException | None] | None = None  # of a call that was made, for the value that is begun next
         self._values: list[Any] | None = None  # in the worker's hands, if they came in a table
         self.ring: Callable[[int], object] = lambda who: None
-        self._busy, self._most = 0, 1  # nanoseconds in the step's code when the claim began; values that it may have
-        self._slow, self._idle = False, -1  # the last claim's values were; waits of user code and others when the claim began
-        self._calm, self._doubt = 0, CALM  # claims in a row in which user code did not wait, and how many it takes
-        self._large = False  # a result of the claim has a cell of its own
         self.effects: dict[str, Callable[..., Any]] = {
             "share": self._share,
             "copy": self._take,
@@ -128,8 +119,8 @@ class Desk:
         """Be ready for a run of the group, which is not looked at when the step is given up."""
         self.orders, self._gate = orders, gate or self._gate
         self._claim, self._reader, self._values, self._outcome = NO_CLAIM, None, None, None  # of a run that was cancelled
-        self._begun, self._most, self._blanked, self._slow = 0, 1, (-1, -1), False
-        self._calm, self._doubt = 0, CALM
+        self._begun, self._blanked = 0, (-1, -1)
+        self.pace.restart()
         self.outputs.forget()
         self._careful = bool(orders.verdicts or orders.suspects or orders.poison)
         self._function = None if self._careful or self.group is None else _plain(self.group)
@@ -207,29 +198,16 @@ class Desk:
         self.at[2] = self.now()
         return value
 
-    def switches(self) -> int:
-        """How often this thread has given its core away by itself, to wait; 0 while nobody asks."""
-        return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw if self._slow else 0
-
     # ---- items
 
     def _share(self, available: int) -> int:
-        """How many of the small values that lie there to take at once: as many as will take `SHARE`, at first one.
+        """How many of the small values that lie there to take at once."""
+        return 1 if self._alone else self.pace.take(available, self.board.edges[self.number + 1].shape.producers)
 
-        Of those that take long, no more than are left for each of the others.
-        """
-        if self._alone:
-            return 1
-        others = self.board.edges[self.number + 1].shape.producers if self._slow else 1
-        return min(-(-available // others), self._most)
-
-    def _enough(self, cost: int) -> int:
-        """How many values to take at once that cost so much; no more than may wait behind this worker: others go on meanwhile."""
-        if cost < SLOW:
-            return SHARE // (cost + 1)
+    def _behind(self) -> int:
+        """How many results like the last ones may wait behind this worker; others go on meanwhile."""
         shape, template = self._putter.edge.shape, self._packer.template
-        room = self._putter.packed if not shape.extra else 1 if template is None else shape.small // (template.row + 1)
-        return max(1, min(SHARE // cost, room))
+        return self._putter.packed if not shape.extra else 1 if template is None else shape.small // (template.row + 1)
 
     def _take(self, claim: Claim) -> None:
         """Copy the claimed small values to where they outlive the worker."""
@@ -247,8 +225,7 @@ class Desk:
             self._reader = read(self._lies(claim), claim.offset, claim.values)
             if isinstance(self._reader, Table):
                 self._values = self._reader.values(read_only=True)
-        self._busy, self._large = self.counts[0], False
-        self._idle = self.switches() - self.waits if self._slow else -1
+        self.pace.begin(self.counts[0])
 
     def _blank(self, claim: Claim, k: int) -> Parcel | None:
         """A cell to be begun for the quick way, unless that has just been tried."""
@@ -499,7 +476,7 @@ class Desk:
     def _fill(self, cell: int, parcel: Parcel) -> None:
         if parcel.nbytes > SMALL:  # it may be too large for the memory that there is
             self.at[0] = self._at_value | self._calls << CALLS | SEND
-        self._large |= not parcel.packs
+        self.pace.large |= not parcel.packs
         self._filling.fill(cell, parcel)
         self.at[0] = IDLE
 
@@ -514,13 +491,7 @@ class Desk:
             if self.orders.poison and not kept and not packed and self.taker.holds(claim):
                 poison(self.inputs, claim.cell)
         if packed and self._claim is claim:
-            cost = (self.counts[0] - self._busy) // claim.values
-            if self._idle >= 0:  # it was looked at
-                waited = self.switches() - self.waits > self._idle
-                self._calm, self._doubt = (0, min(2 * self._doubt, 1 << 20)) if waited else (self._calm + 1, self._doubt)
-            self._slow = cost >= SLOW
-            alone = self._large or (self._slow and self._calm < self._doubt)
-            self._most = 1 if alone else min(2 * self._most, self._enough(cost))
+            self.pace.end(self.counts[0], claim.values, self._behind)
         self._claim, self._reader, self._values = NO_CLAIM, None, None
         if self._begun:  # not one that a predecessor has finished
             self._begun = max(0, self._begun - claim.values)

@@ -18,8 +18,8 @@ gives them back when it has put nothing as large for long, or when the edge's by
 it needs them. A value that is larger than its producer's share passes when all before it are taken, and no other such
 value of the edge is in use: one at a time, and the head of the order never waits for what comes after it.
 
-Small values share cells, and a worker takes as many of them at once as it will do in a moment (`SHARE` of `desk`), one by
-one where user code waits. A result can be taken as soon as it is written, so nobody ever waits for a message to be full.
+Small values share cells, and a worker takes as many of them at once as it will do in a moment (`pace`). A result can be
+taken as soon as it is written, so nobody ever waits for a message to be full.
 
 The functions here are generators over the words of a `Board`: pure but for those words. They yield
 what is to be done outside, and are resumed with its outcome:

@@ -209,14 +209,8 @@ class Worker:
         """The effects by which a desk waits for others, and wakes them."""
         read, write = self.cursor
         bells, hand, bell = self.bells, desk.board.hand[desk.me].cast("B"), self.bells[desk.me]
-
-        def wait() -> None:
-            before = desk.switches()
-            os.eventfd_read(bell)
-            desk.waits += desk.switches() - before
-
         return {
-            "wait": wait,
+            "wait": lambda: desk.pace.waiting(lambda: os.eventfd_read(bell)),
             "ring": lambda who: os.eventfd_write(bells[who], 1),
             "cursor": lambda: os.readv(read, [hand]),
             "pass": lambda *cursor: os.write(write, CURSOR.pack(*cursor)),
