@@ -443,7 +443,8 @@ def process(function: Any = _NOTHING, /, **options: Any) -> Any:
     Args:
         function: a function, lambda, class whose instances are callable (built once per worker),
             or a chain of `map` and `filter`.
-        n: worker processes, at least 1; 1 unless the run says otherwise.
+        n: worker processes, at least 1; 1 unless the run says otherwise. A worker may take several items
+            at once, about 1 ms of work: an item must not depend on another one of the step being at work.
         name: in plans, errors and statistics; the function's name when not given.
         retry: exceptions to try again, how often, and seconds to wait before, as ``(OSError, 3)`` or
             ``((OSError, KeyError), 3, 0.5)``. The item comes as it came first, and what an iterator has
