@@ -302,6 +302,20 @@ def test_U16_a_one_shot_source_cannot_be_run_twice(engine):
         flow(engine=engine)
 
 
+def test_U19_a_process_that_a_step_has_forked_ends_by_a_signal_at_any_time():
+    def fork(count):
+        for _ in range(count):
+            pid = os.fork()
+            if not pid:
+                signal.pause()
+                os._exit(0)
+            os.kill(pid, signal.SIGTERM)  # it may have done nothing yet
+            os.waitpid(pid, 0)
+        return count
+
+    assert list(qf.run(qf.process(fork, timeout=10), [20])) == [20]
+
+
 def test_U19_a_step_may_have_threads_pools_and_data_loaders():
     def threads(x):
         out = []

@@ -190,6 +190,18 @@ def _exactly(line: socket.socket, count: int) -> bytes | None:
     return bytes(data)
 
 
+_held = threading.local()
+
+
+def _hold_signals() -> None:
+    """A copy of this process that is ended before it has its own ways with signals must end: they wait until then."""
+    _held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+
+
+def _let_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _held.mask)
+
+
 class Worker:
     """The process: its control socket, and one desk, or one for each thread."""
 
@@ -203,7 +215,7 @@ class Worker:
         for desk in desks:
             desk.effects |= self._waiting(desk)
             desk.ring = desk.effects["ring"]
-        os.register_at_fork(after_in_child=self._forked)
+        os.register_at_fork(before=_hold_signals, after_in_parent=_let_signals, after_in_child=self._forked)
 
     def _waiting(self, desk: Desk) -> dict[str, Any]:
         """The effects by which a desk waits for others, and wakes them."""
@@ -222,6 +234,7 @@ class Worker:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for desk in self.desks:
             desk.forked.append(True)
+        _let_signals()
 
     def serve(self) -> None:
         """Run after run, until the parent ends the line."""
