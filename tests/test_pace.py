@@ -15,9 +15,9 @@ MANY = 1 << 12
 class Worker:
     """Claims, one after another."""
 
-    def __init__(self) -> None:
+    def __init__(self, workers: int = 1) -> None:
         self.busy = self.given_away = 0
-        self.pace = Pace(lambda: self.given_away)
+        self.pace = Pace(workers, lambda: self.given_away)
 
     def claim(
         self,
@@ -26,12 +26,11 @@ class Worker:
         waits: int = 0,
         own: int = 0,
         available: int = MANY,
-        workers: int = 1,
         room: int = MANY,
         large: bool = False,
     ) -> int:
         """Take values that cost so much each, with so many waits of user code, and of the worker -> how many."""
-        taken = self.pace.take(available, workers)
+        taken = self.pace.take(available)
         self.pace.begin(self.busy)
         self.busy += cost * taken
         self.given_away += waits
@@ -50,8 +49,8 @@ class Worker:
 
 @given(st.integers(0, SLOW - 1), st.integers(1, MANY), st.integers(1, 8))
 def test_quick_values_are_taken_for_a_moment(cost: int, available: int, workers: int) -> None:
-    worker = Worker()
-    taken = worker.claims(20, cost, available=available, workers=workers, waits=1)
+    worker = Worker(workers)
+    taken = worker.claims(20, cost, available=available, waits=1)
     assert taken[0] == 1
     assert taken[-1] == min(available, SHARE // (cost + 1), 1 << 19)
 
@@ -60,8 +59,8 @@ def test_quick_values_are_taken_for_a_moment(cost: int, available: int, workers:
 def test_slow_values_that_compute_are_shared_and_never_more_than_may_wait(
     cost: int, available: int, workers: int, room: int, own: int
 ) -> None:
-    worker = Worker()
-    taken = worker.claims(20, cost, available=available, workers=workers, room=room, own=own)
+    worker = Worker(workers)
+    taken = worker.claims(20, cost, available=available, room=room, own=own)
     assert taken[: CALM + 1] == [1] * (CALM + 1)
     assert taken[-1] == min(-(-available // workers), max(1, min(SHARE // (cost + 1), room)))
 

@@ -206,8 +206,6 @@ class Accumulator(ABC):
     """It needs no more values."""
     whole = False
     """It takes no value apart."""
-    missing = 0
-    """How many more values it expects to take before its next result."""
 
     @abstractmethod
     def add(self, value: Any) -> Iterator[Any]:
@@ -215,6 +213,11 @@ class Accumulator(ABC):
 
     def take(self, values: list[Any]) -> int:
         """Take the first of several values, none of which brings a result -> how many; a quicker way for many."""
+        return 0
+
+    @property
+    def missing(self) -> int:
+        """How many more values it expects to take before its next result; 0: it can't tell."""
         return 0
 
     def finish(self) -> Iterator[Any]:

@@ -286,7 +286,7 @@ class Gathered(Accumulator):
         self._usual = 0  # elements of the list before
 
     @property
-    def missing(self) -> int:  # type: ignore[override]
+    def missing(self) -> int:
         return max(0, self._usual - len(self._list))
 
     def add(self, value: Any) -> Iterator[Any]:

@@ -78,7 +78,7 @@ class Group(Accumulator):
         return len(taken)
 
     @property
-    def missing(self) -> int:  # type: ignore[override]
+    def missing(self) -> int:
         return 0 if self._elements else self._size - len(self._group)
 
     def finish(self) -> Iterator[Any]:

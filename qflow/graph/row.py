@@ -145,7 +145,7 @@ class Row:
 
     @property
     def missing(self) -> int:
-        """How many more values the first stream may take before its next result."""
+        """How many more values the first stream expects to take before its next result; 0: it can't tell."""
         return 0 if self._parts[0] or not self._kept else self._kept[0].missing
 
     @property

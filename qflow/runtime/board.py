@@ -133,6 +133,10 @@ class EdgeShape:
         """Cells of all producers together."""
         return self.producers * self.cells
 
+    def waiting(self, producer: int, nbytes: int) -> int:
+        """How many small values of so many bytes a producer may let wait."""
+        return min(self.packed[producer], self.small // max(nbytes, 1)) if self.extra else self.packed[producer]
+
     @property
     def depth(self) -> int:
         """Entries of a lane that may lie there untaken."""

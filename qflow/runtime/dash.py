@@ -22,7 +22,7 @@ STEP = 1 << DONE | 1  # what one more result does to a word of ``grown``
 
 
 class Dash:
-    """The quick way of a step that makes one row of one value: what `_run` does, in one loop, with one store for each value.
+    """One loop, or several, of one claim.
 
     Args:
         putter: with an entry of the claim's item that may grow, a `table`.

@@ -69,7 +69,7 @@ class Desk:
         self.at, self.counts = board.at[me], board.counts[me]
         self.taker = Taker(board, board.edges[number], me)
         self.now: Callable[[], int] = time.monotonic_ns
-        self.pace = Pace()
+        self.pace = Pace(board.edges[number + 1].shape.producers)
         self.forked: list[bool] = []  # not empty in a copy of this process that user code has made
         self.caught: Caught = BaseException  # what user code may raise that is a failure of its item
         self.between: Callable[[], None] | None = None  # called when an item is finished
@@ -202,12 +202,12 @@ class Desk:
 
     def _share(self, available: int) -> int:
         """How many of the small values that lie there to take at once."""
-        return 1 if self._alone else self.pace.take(available, self.board.edges[self.number + 1].shape.producers)
+        return 1 if self._alone else self.pace.take(available)
 
     def _behind(self) -> int:
-        """How many results like the last ones may wait behind this worker; others go on meanwhile."""
+        """How many results like the last ones may wait behind this worker, while others go on; one if they do not look alike."""
         shape, template = self._putter.edge.shape, self._packer.template
-        return self._putter.packed if not shape.extra else 1 if template is None else shape.small // (template.row + 1)
+        return shape.waiting(self._putter.producer, shape.small if template is None else template.row)
 
     def _take(self, claim: Claim) -> None:
         """Copy the claimed small values to where they outlive the worker."""

@@ -28,30 +28,34 @@ def _given_away() -> int:
 
 
 class Pace:
-    """Of one worker; ``given_away`` counts how often its thread has given its core away by itself.
+    """Of one worker.
 
+    Args:
+        workers: how many take from where it does.
+        given_away: how often its thread has given its core away by itself.
     Attributes:
         large: a result of the claim has a cell of its own.
     """
 
-    def __init__(self, given_away: Callable[[], int] = _given_away) -> None:
-        self._given_away = given_away
+    def __init__(self, workers: int, given_away: Callable[[], int] = _given_away) -> None:
+        self._workers, self._given_away = workers, given_away
         self.restart()
 
     def restart(self) -> None:
         """A run begins."""
         self.large = self._slow = False
         self._most, self._calm, self._doubt = 1, 0, CALM
-        self._busy, self._before, self._own = 0, -1, 0
+        self._busy = self._own = 0  # nanoseconds when the claim began; switches that were waits for others
+        self._before: int | None = None  # the other switches when the claim began, if anybody asked
 
-    def take(self, available: int, workers: int) -> int:
-        """How many of the values that lie there to take; as many workers take from there."""
-        return min(-(-available // workers) if self._slow else available, self._most)
+    def take(self, available: int) -> int:
+        """How many of the values that lie there to take."""
+        return min(-(-available // self._workers) if self._slow else available, self._most)
 
     def begin(self, busy: int) -> None:
         """A claim begins; ``busy``: nanoseconds in the step's code so far."""
         self._busy, self.large = busy, False
-        self._before = self._switches() - self._own if self._slow else -1
+        self._before = self._switches() - self._own if self._slow else None
 
     def waiting(self, wait: Callable[[], object]) -> None:
         """Wait for others, which is not user code."""
@@ -62,17 +66,18 @@ class Pace:
     def end(self, busy: int, values: int, room: Callable[[], int]) -> None:
         """A claim of so many values is done; ``room``: how many results may wait behind this worker."""
         cost = (busy - self._busy) // values
-        if self._before >= 0:  # it was looked at
+        if self._before is not None:
             if self._switches() - self._own > self._before:
                 self._calm, self._doubt = 0, min(2 * self._doubt, DOUBT)
             else:
                 self._calm += 1
         self._slow = cost >= SLOW
+        enough = SHARE // (cost + 1)
         if self.large or (self._slow and self._calm < self._doubt):
-            self._most = 1
-        else:
-            enough = SHARE // (cost + 1)
-            self._most = min(2 * self._most, max(1, min(enough, room())) if self._slow else enough)
+            enough = 1
+        elif self._slow:
+            enough = max(1, min(enough, room()))
+        self._most = min(2 * self._most, enough)
 
     def _switches(self) -> int:
         """How often the thread has waited; 0 while nobody asks."""

@@ -36,7 +36,7 @@ class StreamDesk(Desk):
         self._given = self._snapshot = 0  # results since the last save, and bytes of the last snapshot
         self._since = False  # results have come since then
         self._looked = self._taken = 0  # when all that was there was taken, and how many values
-        self._fit = 0  # values like the last ones that may wait here
+        self._row_bytes = 0  # of the values taken last
         self.effects |= {
             "restore": self._restore,
             "finish": self._finish,
@@ -91,9 +91,7 @@ class StreamDesk(Desk):
             assert isinstance(self._reader, Table)
             assert self._row.entered is not None
             self.counts[1] += taken
-            shape = self.board.edges[self.number].shape
-            bytes_ = shape.producers * shape.small // (self._reader.template.row + 1)
-            self._fit = min(sum(shape.packed), bytes_) if shape.extra else sum(shape.packed)
+            self._row_bytes = self._reader.template.row
             part = self._reader.part(k, taken)
             self._row.entered += self._values[k : k + taken] if part is None else [part]
         return taken
@@ -106,10 +104,12 @@ class StreamDesk(Desk):
         """
         before, taken = self._looked, self.counts[1] - self._taken
         self._looked, self._taken = self.now(), self.counts[1]
-        if self._row is None or taken <= 0 or self.board.edges[self.number].share:
+        shape = self.board.edges[self.number].shape
+        if self._row is None or taken <= 0 or shape.share:
             return
         each = (self._looked - before) // taken
-        pause = min(min(self._row.missing // 2, self._fit // 8) * each, NAP)
+        fit = sum(shape.waiting(producer, self._row_bytes) for producer in range(shape.producers))
+        pause = min(min(self._row.missing // 2, fit // 8) * each, NAP)
         if pause > SEVERAL * each:
             time.sleep(pause / 1e9)
 

@@ -202,12 +202,12 @@ class Single:
 
     def fill(self, region: memoryview) -> None:
         """Copy it into a cell."""
-        self.template.fill(region, self.leaves, *self._begin(region).columns)
+        self.template.alone.fill(region, self.leaves, *self._begin(region).columns)
 
     def fill_around(self, region: memoryview, there: Container[int]) -> None:
         """The same, but for those of its leaves that are there."""
-        plan = self._begin(region)
-        for number, (leaf, column, at) in enumerate(zip(self.leaves, self.template.columns, plan.columns, strict=False)):
+        plan, (*leaves, _) = self._begin(region), self.leaves
+        for number, (leaf, column, at) in enumerate(zip(leaves, self.template.columns, plan.columns, strict=True)):
             if number in there:
                 continue
             if column.plain:
@@ -336,8 +336,8 @@ class Reader:
     def one(self, cells: Any, cell: int, *, read_only: bool, views: bool) -> tuple[Any, Path, bool]:
         """The single value of a cell, as of `codec.decode`."""
         path, plan = struct.unpack_from(f"={self.words}Q", self.region, self._layout.paths), self._layout
-        view = self.template.view_read_only if read_only else self.template.view
-        if not views or view is None:
+        view = self.template.alone.views[read_only] if views else None
+        if view is None:
             return self.values(read_only=read_only)[0], path, False
         lease = cells.lease(cell, 0, plan.heap)
         if read_only:

@@ -122,6 +122,18 @@ class Column(NamedTuple):
         return self.nbytes >= LARGE and not (read_only and self.word == "tensor")
 
 
+class Alone(NamedTuple):
+    """Functions for a value that has a cell of its own.
+
+    ``fill(region, leaves, *starts)`` copies its leaves to where each column starts. ``views`` by whether it is a worker's
+    input, read-only: ``view(region, odd, lease, *starts)`` -> the value, whose large arrays are views on ``lease``, the same
+    bytes; None where nothing is viewed.
+    """
+
+    fill: Callable[..., None]
+    views: dict[bool, Callable[..., Any] | None]
+
+
 class Template:
     """A structure, with the code made for it.
 
@@ -134,15 +146,12 @@ class Template:
         number: the type of the values, if they are plain numbers.
         check: whether a value is of this structure.
         leaves: of one that is: what each column stores, and the odd leaves.
-        fill: ``fill(region, leaves, *starts)`` copies those of one value to where each column starts.
-        view: ``view(region, odd, lease, *starts)`` -> a value whose large arrays are views on ``lease``, the same bytes.
-        view_read_only: the same for a worker's input. Both are None for structures that have nothing to view.
     """
 
     def __init__(self, spec: Spec) -> None:
         self.key = repr(spec).encode()
         self.number = {"int": int, "float": float}.get(spec) if isinstance(spec, str) else None
-        code = _Code(spec)
+        self._code = code = _Code(spec)
         self.columns = code.columns
         self.odd = bool(code.odd)
         self.most_odd = (4 * TEXTS + 16) * len(code.odd) + 16 if code.odd else 0
@@ -154,13 +163,18 @@ class Template:
         exec(_source(code, names), scope)
         self.check: Callable[[Any], bool] = scope["check"]
         self.leaves: Callable[[Any], tuple[Any, ...]] = scope["leaves"]
-        self.fill: Callable[..., None] = scope["fill"]
-        self.view = self._view(scope["view"], False)
-        self.view_read_only = self._view(scope["view_read_only"], True)
         self._storer, self._loader = scope["storer"], scope["loader"]
 
-    def _view(self, view: Callable[..., Any], read_only: bool) -> Callable[..., Any] | None:
-        return view if any(column.viewed(read_only) for column in self.columns) else None
+    @functools.cached_property
+    def alone(self) -> Alone:
+        """What a value needs that has a cell of its own."""
+        scope = dict(self._code.scope)
+        exec(_source_alone(self._code), scope)
+        views = {
+            read_only: scope[name] if any(column.viewed(read_only) for column in self.columns) else None
+            for read_only, name in ((False, "view"), (True, "view_read_only"))
+        }
+        return Alone(scope["fill"], views)
 
     def storer(self, columns: Iterable[Any], put_odd: Callable[[int, bytes], bool] | None) -> Callable[[int, Any], bool]:
         """A function that stores a value in a row of some columns -> whether it could; another one may have been begun.
@@ -203,17 +217,26 @@ def _source(code: _Code, names: list[str]) -> str:
             "    return store",
             f"def loader(count, odds{arguments}):",
             f"    return [{code.expression} {loop}]",
-            f"def fill(region, leaves{arguments}):",
-            f"    {_tuple([*each[: len(names)], '_'])} = leaves",
-            *(f"    {code.write(number)}" for number in range(len(names))),
-            f"def view(region, odd, lease{arguments}):",
-            *(f"    w{number} = {code.read(number, read_only=False)}" for number in range(len(names))),
-            f"    return {code.expression}",
-            f"def view_read_only(region, odd, lease{arguments}):",
-            *(f"    w{number} = {code.read(number, read_only=True)}" for number in range(len(names))),
-            f"    return {code.expression}",
         ]
     )
+
+
+def _source_alone(code: _Code) -> str:
+    """Those for a value that has a cell of its own."""
+    numbers = range(len(code.columns))
+    arguments = "".join(f", c{number}" for number in numbers)
+    lines = [
+        f"def fill(region, leaves{arguments}):",
+        f"    {_tuple([*(f'w{number}' for number in numbers), '_'])} = leaves",
+        *(f"    {code.write(number)}" for number in numbers),
+    ]
+    for name, read_only in (("view", False), ("view_read_only", True)):
+        lines += [
+            f"def {name}(region, odd, lease{arguments}):",
+            *(f"    w{number} = {code.read(number, read_only=read_only)}" for number in numbers),
+            f"    return {code.expression}",
+        ]
+    return "\n".join(lines)
 
 
 def _tuple(names: list[str]) -> str:
@@ -236,7 +259,6 @@ class _Code:
             **{f"put_{word}": number.pack_into for word, number in NUMBERS.items()},
             **{f"get_{word}": number.unpack_from for word, number in NUMBERS.items()},
         }
-        self._lies: list[str] = []  # the shape and the dtype of each column, as arguments
         self.steps: list[tuple[str, str]] = []  # a test by which a value is not of the structure, or a line
         self.columns: list[Column] = []
         self.leaves: list[str] = []  # what is stored in each column
@@ -284,19 +306,20 @@ class _Code:
     def _column(self, column: Column, leaf: str) -> str:
         self.columns.append(column)
         self.leaves.append(leaf)
-        self._lies.append("" if column.plain else f"{self._constant(column.shape)}, {self._constant(np.dtype(column.dtype))}")
-        return f"w{len(self.columns) - 1}"
+        number = len(self.columns) - 1
+        if not column.plain:
+            self.scope[f"S{number}"], self.scope[f"D{number}"] = column.shape, np.dtype(column.dtype)
+        return f"w{number}"
 
     def write(self, number: int) -> str:
         """A line that writes leaf ``w`` of a column to where it starts, ``c``, in a region."""
-        word = self.columns[number].word
         if self.columns[number].plain:
-            return f"put_{word}(region, c{number}, w{number})"
-        return f"ndarray({self._lies[number]}, region, c{number})[...] = w{number}"
+            return f"put_{self.columns[number].word}(region, c{number}, w{number})"
+        return f"ndarray(S{number}, D{number}, region, c{number})[...] = w{number}"
 
     def read(self, number: int, *, read_only: bool) -> str:
         """An expression for a leaf that starts at ``c`` in a region: a large one as a view on the ``lease`` of the same bytes."""
-        column, lies = self.columns[number], self._lies[number]
+        column, lies = self.columns[number], f"S{number}, D{number}"
         if column.plain:
             return f"get_{column.word}(region, c{number})[0]"
         if column.word == "scalar":

@@ -31,6 +31,7 @@ import sys
 import termios
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from qflow.errors import ResourceError
@@ -194,11 +195,12 @@ _held = threading.local()
 
 
 def _hold_signals() -> None:
-    """A copy of this process that is ended before it has its own ways with signals must end: they wait until then."""
+    """A copy of this process may be ended before it has its own ways with signals (`Worker._forked`): they wait until then."""
     _held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
 
 
 def _let_signals() -> None:
+    """They come now."""
     signal.pthread_sigmask(signal.SIG_SETMASK, _held.mask)
 
 
@@ -222,7 +224,7 @@ class Worker:
         read, write = self.cursor
         bells, hand, bell = self.bells, desk.board.hand[desk.me].cast("B"), self.bells[desk.me]
         return {
-            "wait": lambda: desk.pace.waiting(lambda: os.eventfd_read(bell)),
+            "wait": partial(desk.pace.waiting, partial(os.eventfd_read, bell)),
             "ring": lambda who: os.eventfd_write(bells[who], 1),
             "cursor": lambda: os.readv(read, [hand]),
             "pass": lambda *cursor: os.write(write, CURSOR.pack(*cursor)),

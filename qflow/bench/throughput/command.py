@@ -44,7 +44,12 @@ class Throughput:
         peers = names_of(PEERS, "peer", own=":")
         add("--peers", type=peers, metavar="NAMES", help=f"of {', '.join(PEERS)}; or module:attribute of your own")
         add("--repeats", type=int, metavar="N", help="turns that count (default: 5, with --quick 3)")
-        add("--seconds", type=float, metavar="S", help="of steady state in each measurement (default: 1.5, with --quick 0.5)")
+        add(
+            "--seconds",
+            type=float,
+            metavar="S",
+            help="that an epoch should take in each measurement (default: 1.5, with --quick 0.5)",
+        )
         add("--limit", type=float, default=90.0, metavar="S", help="until a measurement hangs (default: %(default)g)")
         add("--folder", type=Path, metavar="PATH", help="where the workloads' files are kept (default: nowhere)")
         add("--json", type=Path, metavar="FILE", help="write every measurement")

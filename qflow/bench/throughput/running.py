@@ -40,7 +40,7 @@ class Running:
 
     Attributes:
         folder: where the workloads' files are.
-        seconds: how long the steady state should last.
+        seconds: how long an epoch should take.
         limit: seconds after which it hangs.
         path: what stands first on the path of the measured interpreters.
     """
