@@ -1,13 +1,14 @@
 """Rate: results per second of one system, workload and setting, in this process.
 
 The first epoch starts the workers, and each of its results is looked at as a whole. The next ones find out how many
-items take the time that was asked for. Then time counts, within an epoch:
+items take the time that was asked for. Then an epoch counts, as a whole:
 
-    first epoch: start, look | a few longer ones | 0.2 of the results, 0.7 more, and the last 0.1
-                                                                       time, CPU, faults
+    first epoch: start, look | a few longer ones | from the call to the last result
+                                                   time, CPU
 
-The workers are warm where a system keeps them. At both ends of the time as much is done ahead: when the first result comes,
-all others of its chunk may be ready, which would flatter whoever sends large chunks, and at the end nothing is ahead.
+The workers are warm where a system keeps them. Nothing is done ahead at either end. In the midst of an epoch much may be, all
+results of large chunks: who does it has less to do from there on, and was flattered by up to twice. Page faults and
+mappings are counted in the midst, for they are said of the steady state.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from qflow.bench.throughput.workload import Step, Workload, same
 Result = dict[str, Any]
 
 _TRIAL, _GROWTH = 0.1, 8
+_MIDST = 0.2, 0.9  # from which part of an epoch's results to which it is in its steady state
 
 
 def rate(peer: Peer, workload: Workload, setting: Setting, seconds: float) -> Result:
@@ -93,26 +95,29 @@ class Mark:
 
 
 def steady(epoch: Epoch, workload: Workload, count: int) -> Result:
-    """Consume an epoch, and measure in its midst."""
-    results, tally = iter(epoch(count)), Tally(workload.keys)
-    first, last = (int(part * count) for part in workload.timed)
-    take(results, workload.glance, tally, max(1, first), workload.block)
-    taken, start, before = tally.count, Mark.now(), snapshot()
-    take(results, workload.glance, tally, last - taken, workload.block)
-    taken, end, after = tally.count - taken, Mark.now(), snapshot()
+    """Consume an epoch, and measure."""
+    tally, places, moments = Tally(workload.keys), [int(part * count) for part in _MIDST], [snapshot()]
+    start = Mark.now()
+    results = iter(epoch(count))
+    for place in places:
+        take(results, workload.glance, tally, place - tally.count, workload.block)
+        moments.append(snapshot())
+    take(results, workload.glance, tally, count - tally.count, workload.block)
+    end = Mark.now()
+    moments.append(snapshot())
     tally.take(list(map(workload.glance, results)))
     tally.demand(count)
-    spent = added(before, after)
+    whole, midst, steady_ones = added(moments[0], moments[-1]), added(*moments[1:3]), max(1, places[1] - places[0])
     return {
-        "count": taken,
+        "count": count,
         "seconds": end.at - start.at,
-        "rate": taken / (end.at - start.at),
+        "rate": count / (end.at - start.at),
         "ordered": tally.in_order,
-        "cpu": spent.cpu / taken,
-        "consumer": (end.thread - start.thread) / taken,
-        "parent": (end.process - start.process) / taken,
-        "faults": spent.faults / taken,
-        "mappings": spent.mappings / taken,
+        "cpu": whole.cpu / count,
+        "consumer": (end.thread - start.thread) / count,
+        "parent": (end.process - start.process) / count,
+        "faults": midst.faults / steady_ones,
+        "mappings": midst.mappings / steady_ones,
     }
 
 

@@ -12,11 +12,11 @@ from qflow.bench.throughput.peers import peer_of
 from qflow.bench.throughput.workloads import WORKLOADS
 
 LEGEND = """\
-Rates are medians of the results from the first fifth of an epoch to its last tenth, in warm workers where a system keeps
-them; their least and largest value stand behind. start: seconds from the call to the first result of the first epoch,
-imports included. CPU: of all processes, consumer: of its thread alone, both in us a result. memory: peak of the summed PSS.
-faults: minor page faults a result, mappings: new lines of /proc/PID/maps a result, both in the steady state. settings: the
-grid of each peer, of which the best was measured again in turn; qflow runs its defaults."""
+Rates are medians of whole epochs, from the call to the last result, in warm workers where a system keeps them; their least
+and largest value stand behind. start: seconds from the call to the first result of the first epoch, imports included.
+CPU: of all processes, consumer: of its thread alone, both in us a result. memory: peak of the summed PSS. faults: minor page
+faults a result, mappings: new lines of /proc/PID/maps a result, both from the first fifth of the results to the last tenth.
+settings: the grid of each peer, of which the best was measured again in turn; qflow runs its defaults."""
 
 Column = tuple[str, Callable[[Figure], str]]
 

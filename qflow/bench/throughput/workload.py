@@ -107,7 +107,6 @@ class Workload:
         ordered: whether results have to come in the order of the items.
         least, most: how many items are measured; between these so many as take the time that was asked for.
         multiple: of which the number of items has to be one.
-        timed: from which part of an epoch's results to which time counts.
         checked: how many items are looked at as a whole before anything is measured.
         block: how many results are told right at a time.
         chunks: sizes worth trying where a system sends items in chunks made by hand.
@@ -137,7 +136,6 @@ class Workload:
     least: int = 64
     most: int = 1 << 20
     multiple: int = 1
-    timed: tuple[float, float] = (0.2, 0.9)
     checked: int = 100
     block: int = 16
     chunks: tuple[int, ...] = (8, 64)

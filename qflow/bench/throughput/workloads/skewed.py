@@ -37,7 +37,6 @@ SKEWED = Workload(
     ordered=False,
     least=_ITEMS,
     most=_ITEMS,
-    timed=(0.0, 1.0),  # the last quarter has no slow ones
     checked=10,
     block=1,
     chunks=(1, 2, 4),
