@@ -202,7 +202,7 @@ MUTANTS = {
     ),
     "other results at the second try are no error": Mutant(
         "turn",
-        "                if not putter.differs(number, given, parcel.mark):",
+        "                if not putter.differs(number, given, parcel):",
         "                if True:",
         {"world": "its steps give the same at every try"},
     ),

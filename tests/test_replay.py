@@ -173,7 +173,8 @@ def test_all_workers_may_die_at_any_point_of_the_protocol(point, occurrence, mon
     monkeypatch.setenv("QFLOW_FAILPOINTS", f"{point}=kill@{occurrence}")
     seen = False
     for name, pipe, expected in pipelines():
-        with pipe, pipe(range(40)) as run:
+        source = as_awaited(pipe, range(40)) if point == "not ready" else range(40)
+        with pipe, pipe(source) as run:
             assert (name, list(run)) == (name, expected)
             died = any(stats.died for stats in run.stats())
             met = any(comes_to(point, group) for group in pipe.plan().groups)
@@ -181,6 +182,20 @@ def test_all_workers_may_die_at_any_point_of_the_protocol(point, occurrence, mon
             if point not in MAY and (occurrence == 1 or point not in ONE):
                 assert died == met
     assert seen or (point in (*MAY, *ONE) and occurrence > 1)
+
+
+def test_other_results_at_the_second_try_are_told_however_those_of_the_first_were_sent():
+    """A worker that has seen many alike sends them as rows of a table, its replacement the first ones one by one."""
+
+    def other(x):
+        yield from "ab" if first_try() else "cd"
+        kill()
+
+    with qf.Flow(qf.process(other)) as pipe:
+        for _ in range(3):
+            with pipe([1], on_error="skip") as run:
+                assert list(run) == ["a", "b"]
+                assert [type(failure.error) for failure in run.failures] == [qf.NondeterministicStep]
 
 
 @pytest.mark.slow

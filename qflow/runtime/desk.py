@@ -28,7 +28,7 @@ from qflow.runtime.ledger import Orders, Verdict
 from qflow.runtime.log import copied
 from qflow.runtime.outgoing import Outgoing
 from qflow.runtime.pace import Pace
-from qflow.runtime.packed import Filling, Packer, RecordReader, mark_of, mark_of_row, packs, read
+from qflow.runtime.packed import Filling, Packer, RecordReader, mark_of, mark_of_row, other_mark, packs, read
 from qflow.runtime.table import Reader as Table
 from qflow.runtime.table import Single
 from qflow.runtime.turn import Claim, Parcel, Putter, Taker
@@ -86,6 +86,7 @@ class Desk:
         self._viewing: int | None = None  # the cell of the item at work, if it has views on it
         self._retries = self._begun = self._calls = 0
         self._claim, self._k = NO_CLAIM, 0
+        self._known = 0  # results to come of the value at work that a predecessor has published
         self._gated = self._careful = False
         self._packer, self._filling = Packer(), Filling(outputs)
         self._outgoing = Outgoing(outputs, self._packer)
@@ -299,7 +300,7 @@ class Desk:
         if quick and self._several and not self._packer.large and (blank := self._blank(claim, k)) is not None:
             return blank
         self._outgoing.begin()
-        self._k = k
+        self._k, self._known = k, skip
         self._begun += 1
         self._retries = self._calls = 0
         self._at_value = claim.offset + k << OFFSET
@@ -426,7 +427,10 @@ class Desk:
             return Parcel(DATA | END, nbytes, content, cell=cell)
         if last or self.streams:
             return Parcel(DATA | END if last else DATA, encoded.nbytes, encoded, packs=packs(encoded))
-        return Parcel(DATA, encoded.nbytes, encoded, mark_of(encoded), packs(encoded))
+        other = 0
+        if self._known:
+            self._known, other = self._known - 1, other_mark(encoded, value)
+        return Parcel(DATA, encoded.nbytes, encoded, mark_of(encoded), packs(encoded), other=other)
 
     def _next(self, results: Results) -> tuple[Path, Any, int]:
         return self._next_there() if self._there else next(results)

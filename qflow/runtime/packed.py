@@ -272,6 +272,17 @@ def mark_of(content: Plain | Encoded | Row | Single) -> int:
     return content.digest() | 1
 
 
+def other_mark(content: Plain | Encoded | Row | Single, value: Any) -> int:
+    """The digest that it has when it is made the other way, as a predecessor may have done; 0: it can't be."""
+    if isinstance(content, Row | Single):
+        return small(value, ()).digest() | 1
+    spec = describe(value)
+    if spec is None:
+        return 0
+    template = of_key(repr(spec).encode())
+    return mark_of_row(template, value) if template.check(value) else 0
+
+
 def mark_of_row(template: Template, value: Any) -> int:
     """The same for a value of a template."""
     return 2 if value is CLOSE else mark_of_leaves(template.leaves(value))

@@ -105,7 +105,8 @@ class Parcel(NamedTuple):
     """A result ready to be copied into a cell.
 
     ``kind``: DATA or ERROR; with END when it is known to be its value's last.
-    ``mark`` is a digest of it, in 32 bits; two can be compared if their last bits are the same; 0: nobody asks.
+    ``mark`` is a digest of it, in 32 bits; two can be compared if their last bits are the same; 0: nobody asks. ``other``: when
+    it may have been published before, the one with the other last bit.
     ``cell``: in which it lies already.
     ``packs``: whether it may share a cell. ``values``: of a feed's numbers, how many there are; of a blank, none.
     """
@@ -117,6 +118,7 @@ class Parcel(NamedTuple):
     packs: bool = False
     values: int = 1
     cell: int = -1
+    other: int = 0
 
 
 class Claim(NamedTuple):
@@ -639,13 +641,14 @@ class Putter(Side):
             return True, 0, 0
         return bool(grown & ENDED), grown >> DONE & COUNT, grown >> GIVEN & RESULTS
 
-    def differs(self, item: int, given: int, mark: int) -> bool:
+    def differs(self, item: int, given: int, parcel: Parcel) -> bool:
         """Whether a result of an item is known not to be what a predecessor has published as the ``given``-th of its value."""
         slot = self._last(item)
-        if not mark or slot is None:
+        if not parcel.mark or slot is None:
             return False
         digest, number = divmod(self.edge.mark[slot], 1 << GIVEN)
-        return number == given and digest not in (0, mark) and not (digest ^ mark) & 1
+        mark = parcel.other if (digest ^ parcel.mark) & 1 else parcel.mark
+        return number == given and mark != 0 and digest not in (0, mark)
 
     def end(self, items: int) -> Acting:
         """Say how many items the edge has, and wake everybody who may wait for that."""
@@ -879,7 +882,7 @@ def _run(claim: Claim, putter: Putter, done: int, skip: int, job: Words) -> Acti
                 parcel = yield ("fewer", given, skip)
             elif given < skip and not parcel.kind & END:
                 given += 1
-                if not putter.differs(number, given, parcel.mark):
+                if not putter.differs(number, given, parcel):
                     parcel = None
                     continue
                 parcel = yield ("other",)
