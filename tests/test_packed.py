@@ -20,7 +20,7 @@ from qflow.graph.plan import SMALL
 from qflow.runtime.board import DATA, PACKED, Board, shape_of, words_needed
 from qflow.runtime.desk import Desk
 from qflow.runtime.ledger import Orders
-from qflow.runtime.packed import MOST, Filling, Numbers, Packer, Plain, Records, packs, read, small
+from qflow.runtime.packed import MOST, Filling, Numbers, Packer, Plain, Records, mark_of, other_mark, packs, read, small
 from qflow.runtime.turn import Claim, Parcel
 
 numbers = st.integers(-(1 << 63), (1 << 63) - 1) | st.floats()
@@ -61,6 +61,19 @@ def test_what_is_written_is_read_in_any_part_also_from_a_copy(items, rows, data)
             found, at = each.load(k, read_only=True)
             assert same(found, value)
             assert at == path == each.path(k)
+
+
+arrays = st.integers(0, 9).map(lambda number: np.arange(number, number + 5.0))
+
+
+@given(values_ | arrays | st.dictionaries(st.text(max_size=3), plain | arrays, max_size=3), paths)
+def test_a_digest_is_had_of_either_way_that_a_value_is_sent(value, path):
+    """A worker that has seen many alike sends a row, another one a record; both know what the other's digest would be."""
+    record, packer = small(value, path), Packer()
+    for _ in range(10):
+        content = packer.pack(value, path)
+    assert other_mark(content, value) == (mark_of(record) if mark_of(content) & 1 == 0 else 0)
+    assert other_mark(record, value) == (mark_of(content) if mark_of(content) & 1 == 0 else 0)
 
 
 @given(st.lists(st.integers(-(1 << 63), (1 << 63) - 1), min_size=1, max_size=300), st.integers(0, 1 << 40))

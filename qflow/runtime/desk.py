@@ -414,6 +414,7 @@ class Desk:
         try:
             self._enter(SEND)
             encoded = self._packer.pack(value, path, self.outputs.stride)
+            other = other_mark(encoded, value) if self._known else 0
             self._leave()
         except self.caught as error:
             self._leave()
@@ -427,9 +428,7 @@ class Desk:
             return Parcel(DATA | END, nbytes, content, cell=cell)
         if last or self.streams:
             return Parcel(DATA | END if last else DATA, encoded.nbytes, encoded, packs=packs(encoded))
-        other = 0
-        if self._known:
-            self._known, other = self._known - 1, other_mark(encoded, value)
+        self._known -= self._known > 0
         return Parcel(DATA, encoded.nbytes, encoded, mark_of(encoded), packs(encoded), other=other)
 
     def _next(self, results: Results) -> tuple[Path, Any, int]:

@@ -26,7 +26,7 @@ from qflow.runtime import table
 from qflow.runtime.board import DATA
 from qflow.runtime.codec import ALIGN, Body, Encoded, Path, decode, encode, path_of
 from qflow.runtime.table import ODD, Alike, Part, Single
-from qflow.runtime.template import FLOAT, INT, Template, describe, of_key
+from qflow.runtime.template import FLOAT, INT, Template, describe, of_key, of_spec
 from qflow.runtime.template import digest as template_mark
 from qflow.runtime.turn import Parcel
 
@@ -207,7 +207,7 @@ class Packer:
         self._alike += 1
         if spec is None or self._alike < (1 if spec in NUMBERS else ALIKE):
             return False
-        template = of_key(repr(spec).encode())
+        template = of_spec(spec)
         if not template.check(value):
             self._wait = PAUSE
             return False
@@ -251,7 +251,7 @@ def contents(values: Sequence[Any]) -> Iterator[Encoded | Alike | Part]:
             continue
         spec, end = describe(values[start]), start
         if spec is not None:
-            template = of_key(repr(spec).encode())
+            template = of_spec(spec)
             while end < len(values) and template.check(values[end]):
                 end += 1
             if end - start >= ALIKE:
@@ -275,11 +275,11 @@ def mark_of(content: Plain | Encoded | Row | Single) -> int:
 def other_mark(content: Plain | Encoded | Row | Single, value: Any) -> int:
     """The digest that it has when it is made the other way, as a predecessor may have done; 0: it can't be."""
     if isinstance(content, Row | Single):
-        return small(value, ()).digest() | 1
+        return mark_of(small(value, content.path))
     spec = describe(value)
     if spec is None:
         return 0
-    template = of_key(repr(spec).encode())
+    template = of_spec(spec)
     return mark_of_row(template, value) if template.check(value) else 0
 
 

@@ -445,4 +445,9 @@ def of_key(key: bytes) -> Template:
     return Template(literal_eval(key.decode()))
 
 
+def of_spec(spec: Spec) -> Template:
+    """The template of a structure."""
+    return of_key(repr(spec).encode())
+
+
 INT, FLOAT = b"'int'", b"'float'"

@@ -40,7 +40,7 @@ def rate(peer: Peer, workload: Workload, setting: Setting, seconds: float) -> Re
     began = time.perf_counter()
     with peer.open(workload.job(), **setting) as epoch:
         start = look(epoch, workload) - began
-        count = count_for(lambda count: count / float(steady(epoch, workload, count)["rate"]), workload, seconds)
+        count = count_for(lambda count: float(steady(epoch, workload, count)["seconds"]), workload, seconds)
         return {"start": start, **steady(epoch, workload, count)}
 
 
