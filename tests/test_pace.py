@@ -1,12 +1,17 @@
-"""How many values a worker takes at once, with a clock and a count of waits of the test's own."""
+"""How many values a worker takes at once, and how long a stream sleeps, with a clock and counts of the test's own."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import qflow as qf
+from qflow.runtime import stream_desk
+from qflow.runtime.board import shape_of
 from qflow.runtime.pace import CALM, SHARE, SLOW, Pace
 
 MANY = 1 << 12
@@ -86,3 +91,28 @@ def test_a_new_run_begins_anew() -> None:
     worker.claims(10, 10)
     worker.pace.restart()
     assert worker.claim(10) == 1
+
+
+def naps(monkeypatch: Any, row_bytes: int, missing: int = 64, each: int = 100_000) -> list[float]:
+    """How long a stream sleeps that has taken ten values of so many bytes, one in so many nanoseconds, and misses some."""
+    slept: list[float] = []
+    monkeypatch.setattr(stream_desk.time, "sleep", slept.append)
+    desk: Any = object.__new__(stream_desk.StreamDesk)
+    (edge, *_) = shape_of((qf.process(n=2)(abs) | qf.pack(64)).plan()).edges[1:]
+    desk.board, desk.number = SimpleNamespace(edges=[SimpleNamespace(shape=edge)]), 0
+    desk._row, desk._row_bytes = SimpleNamespace(missing=missing), row_bytes
+    desk._looked, desk._taken, desk.counts, desk.now = 0, 0, [0, 10], lambda: 10 * each
+    desk._nap()
+    return slept
+
+
+def test_a_stream_sleeps_until_half_of_what_it_misses_should_have_come(monkeypatch: Any) -> None:
+    assert naps(monkeypatch, 100, missing=12) == [pytest.approx(0.0006)]
+    assert naps(monkeypatch, 100) == [stream_desk.NAP / 1e9]
+    assert naps(monkeypatch, 100, missing=6) == []  # for fewer than several it does not
+
+
+def test_it_does_not_sleep_for_more_than_may_wait_nor_where_that_is_not_known(monkeypatch: Any) -> None:
+    assert naps(monkeypatch, 100_000) == [pytest.approx(0.0005)]  # 20 of each of the two producers, and of those an eighth
+    assert naps(monkeypatch, 200_000) == []
+    assert naps(monkeypatch, 0) == []

@@ -36,7 +36,7 @@ class StreamDesk(Desk):
         self._given = self._snapshot = 0  # results since the last save, and bytes of the last snapshot
         self._since = False  # results have come since then
         self._looked = self._taken = 0  # when all that was there was taken, and how many values
-        self._row_bytes = 0  # of the values taken last
+        self._row_bytes = 0  # of the values taken last from a table; before the first it is not known how many may wait
         self.effects |= {
             "restore": self._restore,
             "finish": self._finish,
@@ -105,7 +105,7 @@ class StreamDesk(Desk):
         before, taken = self._looked, self.counts[1] - self._taken
         self._looked, self._taken = self.now(), self.counts[1]
         shape = self.board.edges[self.number].shape
-        if self._row is None or taken <= 0 or shape.share:
+        if self._row is None or taken <= 0 or shape.share or not self._row_bytes:
             return
         each = (self._looked - before) // taken
         fit = sum(shape.waiting(producer, self._row_bytes) for producer in range(shape.producers))
