@@ -40,8 +40,12 @@ from qflow.graph.markers import SKIP
 from qflow.graph.marks import filter, map, pool, process, queue, thread
 from qflow.graph.rebatch import rebatch
 from qflow.graph.regroup import pack, repack, unpack
+from qflow.graph.repeat import repeat
 from qflow.graph.run import ItemFailure, Run, run
+from qflow.graph.shard import shard
+from qflow.graph.shuffle import shuffle
 from qflow.graph.source import mix, source
+from qflow.graph.take import take
 
 if TYPE_CHECKING:
     from qflow.runtime.outgoing import empty
@@ -74,9 +78,13 @@ __all__ = [
     "queue",
     "rebatch",
     "repack",
+    "repeat",
     "run",
+    "shard",
     "shared",
+    "shuffle",
     "source",
+    "take",
     "thread",
     "unpack",
 ]
@@ -86,6 +94,7 @@ _LATER = {
     "empty": "qflow.runtime.outgoing",
     "shared": "qflow.runtime.shared",
     "testing": "qflow.testing",
+    "train": "qflow.train",
     "worker": "qflow.runtime.whereabouts",
 } | dict.fromkeys(["Sequence", "ProcessStep", "PoolStep", "PackStep", "UnpackStep", "RepackStep"], "qflow.compat")
 

@@ -153,12 +153,16 @@ MUTANTS = {
         {"simulated": "each of its runs has memory of its own"},
     ),
     "what was taken is not written down": Mutant(
-        "stream_desk", "                end = self._log.append(end, contents(entered))", "                pass"
+        "stream_desk",
+        "                end = self._log.append(end, contents([*entered, Places(row.places)] if tells else entered))",
+        "                pass",
     ),
     "what is kept is not written down": Mutant(
-        "stream_desk", "for given, state in row.states:", "for given, state in [(given, None) for given, _ in row.states]:"
+        "stream_desk", "for kept in row.states:", "for kept in [kept._replace(state=None) for kept in row.states]:"
     ),
-    "a stream begins anew": Mutant("stream_desk", "        self._row.enter(entered)\n", "        self._row.enter([])\n"),
+    "a stream begins anew": Mutant(
+        "stream_desk", "        self._row.enter(entered, places)\n", "        self._row.enter([], places)\n"
+    ),
     "cells under a step's views are freed": Mutant(
         "desk", "            else:\n                self._kept.add(cell)", "            else:\n                pass"
     ),

@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 
 import qflow as qf
+from qflow.graph.context import PLAIN
 from qflow.graph.flow import Flow
 from qflow.graph.options import NOTHING
 from qflow.graph.plan import make_plan
+from qflow.graph.reading import readings
 from qflow.runtime.board import Board, EdgeShape, shape_of, words_needed
 from qflow.runtime.consumer import OVER, Consumer, Leases
 from qflow.runtime.desk import Desk
-from qflow.runtime.feeder import parcels
+from qflow.runtime.feeder import feed_row, is_quick, parcels
 from qflow.runtime.ledger import Orders
 from qflow.runtime.memory import Cells, anonymous, bytes_needed, mapped
 from qflow.runtime.packed import Filling
@@ -72,7 +74,9 @@ def measured(items: Sequence[Any]) -> tuple[float, ...]:
     desk = Desk(board, ("identity",), 0, 1, cells[0][1], cells[1][0])
     desk.group = pickle.loads(pickled(plan.groups[0])).opened()
     desk.start(Orders())
-    source, filling = parcels(iter(items), plan.feed, STRIDE, collect=False, many=True), Filling(cells[0][0])
+    read = readings(items, plan, PLAIN)
+    source = parcels(read, feed_row(plan), STRIDE, collect=False, many=is_quick(plan))
+    filling = Filling(cells[0][0])
     feeding: dict[str, Any] = {
         "result": lambda: next(source, None),
         "fill": filling.fill,

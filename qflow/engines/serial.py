@@ -9,17 +9,23 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any, final
+from itertools import count
+from typing import TYPE_CHECKING, Any, final
 from zlib import crc32
 
 from qflow.errors import annotate
+from qflow.graph.context import Context, borrowed
 from qflow.graph.flow import Flow
 from qflow.graph.options import RunOptions
 from qflow.graph.plan import Plan
-from qflow.graph.row import FAILED, Result, Row, Watch
+from qflow.graph.reading import Reading, readings
+from qflow.graph.resume import resumption
+from qflow.graph.row import FAILED, Path, Result, Row, Watch, index_of
 from qflow.graph.run import Engine, ItemFailure, Run, Told
-from qflow.graph.source import use
 from qflow.runtime.whereabouts import here
+
+if TYPE_CHECKING:
+    from qflow.runtime.awaiting import Loop
 
 
 @final
@@ -35,40 +41,79 @@ class SerialRun(Run[Any]):
     """A row of the plan's operators, given the source's items."""
 
     def __init__(self, plan: Plan, source: Iterable[Any], length: int | None, options: RunOptions) -> None:
-        super().__init__(length, options)
-        self._results = _results(plan, use(source))
+        super().__init__(length, options, plan)
+        begin, context = resumption(plan, options), plan.context(options.context)
+        operators = [operator.opened() for operator in plan.row]
+        watch = _watch(context)
+        loop = None
+        if any(operator.awaits for operator in operators):
+            from qflow.runtime.awaiting import Loop  # asyncio takes 50 ms to load
+
+            loop = Loop()
+            watch.wait = loop.wait
+        row = Row(operators, watch, labels=plan.labels, starts=begin.starts)
+        self._results = _results(row, readings(source, plan, context, begin), loop)
+        self._borrows = row.depends
+        self._path: Path = ()
+        self._given = 0
 
     def _next(self) -> Any:
-        path, value, known = next(self._results)
+        if self._borrows:
+            with borrowed(self._options.context):
+                path, value, known = next(self._results)
+        else:
+            path, value, known = next(self._results)
+        self._path = path
         if not known & FAILED:
+            self._given += 1
             return value
-        error = annotate(value.error, value.step, path, value.what, attempts=value.attempts)
+        index = index_of(path)
+        error = annotate(value.error, value.step, index, value.what, attempts=value.attempts)
         kept = value.value if self._options.on_error == "collect" else None
-        raise Told(ItemFailure(error, value.step, path, value.what, attempts=value.attempts, value=kept))
+        raise Told(ItemFailure(error, value.step, index, value.what, attempts=value.attempts, value=kept))
+
+    def _last(self) -> tuple[Path, int]:
+        return self._path, self._given
 
     def close(self) -> None:
         self._over = True
         self._results.close()
 
 
-def _results(plan: Plan, values: Iterator[Any]) -> Generator[Result, None, None]:
-    row = Row([operator.opened() for operator in plan.row], Watch(copy=_kept, digest=_digest))
-    number = 0
-    while not row.done:
+def _watch(context: Context) -> Watch:
+    return Watch(copy=_kept, digest=_digest, context=context)
+
+
+def _results(row: Row, readings: Iterator[Reading], loop: Loop | None) -> Generator[Result, None, None]:
+    try:
+        for reading in readings:
+            if row.done:
+                break
+            yield from _results_of(row, reading)
+        yield from row.finish()
+    finally:
+        if loop is not None:
+            loop.close()
+
+
+def _results_of(row: Row, reading: Reading) -> Generator[Result, None, None]:
+    """Of one repetition."""
+    for number in count(reading.number, reading.step):
+        path = (*reading.head, number)
         try:
-            value = next(values)
+            value = next(reading.items)
         except StopIteration:
-            break
+            return
         except Exception as error:
-            annotate(error, "source", (number,), None)
-            raise Told(ItemFailure(error, "source", (number,), None, fatal=True)) from None
+            annotate(error, "source", path, None)
+            raise Told(ItemFailure(error, "source", path, None, fatal=True)) from None
         try:
-            yield from row.add(value, (number,))
+            yield from row.add(value, path)
         finally:
             here.retries = 0
-        number += 1
         del value  # not kept alive while the next one is waited for
-    yield from row.finish()
+        if row.over(reading.head):
+            return
 
 
 def _kept(value: Any) -> Callable[[], Any]:

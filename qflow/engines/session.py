@@ -16,15 +16,17 @@ from qflow.errors import GraphError
 from qflow.graph.flow import Flow
 from qflow.graph.options import RunOptions
 from qflow.graph.plan import Plan
+from qflow.graph.reading import Reading, readings
+from qflow.graph.resume import Resumption, resumption
+from qflow.graph.row import Path
 from qflow.graph.run import NotYet, Run, StepStats, Told
-from qflow.graph.source import use
 from qflow.runtime import books
 from qflow.runtime.consumer import OVER, Consumer
 from qflow.runtime.crew import Crew
-from qflow.runtime.feeder import Feeder
+from qflow.runtime.feeder import Feeder, feed_row, is_quick, parcels
 from qflow.runtime.heavy import warn_of_copies
 from qflow.runtime.ledger import Orders
-from qflow.runtime.shipping import check_handles, pickled
+from qflow.runtime.shipping import carried, check_handles, pickled
 from qflow.runtime.store import Hold, holding
 from qflow.runtime.turn import Acting, Cancelled
 
@@ -46,13 +48,15 @@ def begin(
     held = Hold(room=sys.maxsize)
     with holding(held):
         payloads = [pickled(group) for group in plan.groups]
+        context = carried(plan.context(options.context))
     if start == "fork":
         check_handles(plan)
-    values = use(source)
+    resumed = resumption(plan, options)
+    read = readings(source, plan, options.context, resumed)
     warm = warm_of(flow)
-    session = Session(warm.take(plan, options.ordered, start), warm, plan, options)
+    session = Session(warm.take(plan, options.ordered, start), warm, plan, options, context)
     try:
-        session.start(payloads, held, values, attempts)
+        session.start(payloads, held, read, attempts, resumed)
         return ProcessRun(session, length, options, flow)
     except BaseException:
         session.close()
@@ -62,7 +66,7 @@ def begin(
 class Session:
     """One run of a crew: its feeder, and the consumer's side of the last channel."""
 
-    def __init__(self, crew: Crew, warm: Warm, plan: Plan, options: RunOptions) -> None:
+    def __init__(self, crew: Crew, warm: Warm, plan: Plan, options: RunOptions, context: bytes) -> None:
         self.crew, self.warm, self.plan, self.options = crew, warm, plan, options
         self.over = ""  # why it can't be iterated any more
         self.left = False  # the crew is given back
@@ -73,24 +77,28 @@ class Session:
         self._consuming = threading.RLock()  # held by the consumer while it touches the crew
         self._feeder: Feeder | None = None
         poison = bool(os.environ.get("QFLOW_DEBUG_POISON"))
-        self._orders = Orders(collect=options.on_error == "collect", poison=poison)
+        self._orders = Orders(collect=options.on_error == "collect", poison=poison, context=context)
         channels = crew.channels
         self._consumer = Consumer(channels.board, channels.names, channels.leases, ordered=options.ordered, poison=poison)
         self.ready = self._consumer.ready
         self.began = time.perf_counter()
         self._stats: list[StepStats] | None = None
         self._hold = Hold()  # of what is shared
+        self._ended: tuple[Path, int] | None = None  # what was given out last, when it is over
         self._taking: Acting | None = None  # what is not yet taken at the end of its time
 
-    def start(self, payloads: list[bytes], held: Hold, values: Iterator[Any], attempts: int) -> None:
+    def start(self, payloads: list[bytes], held: Hold, read: Iterator[Reading], attempts: int, resumed: Resumption) -> None:
         """Let the workers begin, and the feeder fill."""
         self.warm.sessions.add(self)
         for group, new, old in zip(self.plan.groups, payloads, self.crew.shipped, strict=True):
             if new != old:
                 warn_of_copies(group, new)
-        self.crew.start(self.plan, payloads, held, self._orders, attempts)
+        orders = self._orders._replace(starts={number: starts for number, starts in enumerate(resumed.groups) if starts})
+        self.crew.start(self.plan, payloads, held, orders, attempts)
         self._hold = Hold(held.held, room=len(held.held) + FEW)
-        self._feeder = Feeder(self.crew, self.plan, values, self._hold, collect=self._orders.collect)
+        row, most = feed_row(self.plan, self.options.context, resumed), self.crew.channels.first.stride
+        items = parcels(read, row, most, collect=self._orders.collect, many=is_quick(self.plan))
+        self._feeder = Feeder(self.crew, items, self._hold)
         self._feeder.start()
         self.crew.watch()
 
@@ -195,6 +203,7 @@ class Session:
             self.warm.give(self, usable=usable and not self.crew.broken, linger=linger)
             self.warm.sessions.discard(self)
             self._taking = None
+            self._ended = self._consumer.last
             vars(self).pop("_consumer", None)  # it holds the memory of the channels
             self._hold.held.clear()
 
@@ -227,6 +236,10 @@ class Session:
         finally:
             self.warm.stopping(-1)
 
+    def last(self) -> tuple[Path, int]:
+        """The path of what was given out last, and how many results there were."""
+        return self._consumer.last if self._ended is None else self._ended
+
     def stats(self) -> list[StepStats]:
         """Counts of every group so far."""
         if self._stats is not None:
@@ -242,13 +255,16 @@ class ProcessRun(Run[Any]):
     """The consumer's handle of a session; dropping it stops the run."""
 
     def __init__(self, session: Session, length: int | None, options: RunOptions, flow: Flow[Any, Any]) -> None:
-        super().__init__(length, options)
+        super().__init__(length, options, session.plan)
         self._session = session
         self._ready = session.ready
         self._flow = flow  # a flow that nobody else holds keeps its workers as long as its run
 
     def _next(self) -> Any:
         return self._session.take(self._deadline)
+
+    def _last(self) -> tuple[Path, int]:
+        return self._session.last()
 
     def close(self) -> None:
         self._over = True

@@ -11,27 +11,30 @@ import random
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, final
 
 import numpy as np
 
+from qflow.graph.context import borrowed
 from qflow.graph.flow import Flow
 from qflow.graph.options import RunOptions
 from qflow.graph.plan import SMALL, Plan
+from qflow.graph.reading import readings
+from qflow.graph.resume import resumption
+from qflow.graph.row import Path
 from qflow.graph.run import Engine, Run, StepStats
 from qflow.graph.sizes import count
-from qflow.graph.source import use
 from qflow.runtime import books
 from qflow.runtime.board import Board, shape_of, words_needed
 from qflow.runtime.consumer import OVER, Consumer, Leases
 from qflow.runtime.desk import Desk
-from qflow.runtime.feeder import parcels
+from qflow.runtime.feeder import feed_row, parcels
 from qflow.runtime.ledger import Ledger, Orders
 from qflow.runtime.log import REGIONS, Log
 from qflow.runtime.memory import Lease, Memory
 from qflow.runtime.packed import Filling
-from qflow.runtime.shipping import pickled
+from qflow.runtime.shipping import carried, pickled
 from qflow.runtime.simulation import Actor, Effects, Simulation
 from qflow.runtime.store import Hold, holding
 from qflow.runtime.stream_desk import StreamDesk
@@ -62,7 +65,7 @@ class Simulated(Engine):
         self.attempts = count(attempts, "attempts", "qf.engines.Simulated(attempts=2)")
 
     def start(self, flow: Flow[Any, Any], plan: Plan, source: Iterable[Any], length: int | None, options: RunOptions) -> Run[Any]:
-        return SimulatedRun(self, plan, use(source), length, options)
+        return SimulatedRun(self, plan, source, length, options)
 
 
 @final
@@ -104,8 +107,10 @@ class PlainCells:
 class SimulatedRun(Run[Any]):
     """The actors of one run; ``next`` lets them act until the consumer has a result."""
 
-    def __init__(self, engine: Simulated, plan: Plan, values: Iterator[Any], length: int | None, options: RunOptions) -> None:
-        super().__init__(length, options)
+    def __init__(self, engine: Simulated, plan: Plan, source: Iterable[Any], length: int | None, options: RunOptions) -> None:
+        super().__init__(length, options, plan)
+        resumed = resumption(plan, options)
+        read = readings(source, plan, options.context, resumed)
         self.plan, self._deaths = plan, engine.deaths
         shape = shape_of(plan, ordered=options.ordered)
         self._board = Board(shape, memoryview(bytearray(8 * words_needed(shape))).cast("Q"))
@@ -116,8 +121,14 @@ class SimulatedRun(Run[Any]):
         self._held = Hold(room=sys.maxsize)  # of what is shared
         with holding(self._held):
             self._payloads = [pickled(group) for group in plan.groups]
+            context = carried(plan.context(options.context))
         self._logs = {n: Log(Memory(-1, REGIONS * LOG), LOG) for n, group in enumerate(plan.groups) if group.stream}
-        self._orders = Orders(collect=options.on_error == "collect", poison=True)
+        self._orders = Orders(
+            collect=options.on_error == "collect",
+            poison=True,
+            context=context,
+            starts={number: starts for number, starts in enumerate(resumed.groups) if starts},
+        )
         self._ledger = Ledger(engine.attempts)
         self._began = time.perf_counter()
         self._died: Counter[int] = Counter()
@@ -125,7 +136,8 @@ class SimulatedRun(Run[Any]):
         self._cells = PlainCells(self._contents[-1])
         leases = Leases(self._cells)
         self._consumer = Consumer(self._board, self._names, leases, ordered=options.ordered, poison=True)
-        items = parcels(values, plan.feed, sys.maxsize, collect=self._orders.collect)
+        row = feed_row(plan, options.context, resumed)
+        items = parcels(read, row, sys.maxsize, collect=self._orders.collect)
         cells = PlainCells(self._contents[0])
         filling = Filling(cells)
         effects: Effects = {"result": lambda: next(items, None), "fill": filling.fill, "add": filling.add, "punch": cells.punch}
@@ -220,6 +232,9 @@ class SimulatedRun(Run[Any]):
             self._act()
         books.balance(self._board, self._names, first)
 
+    def _last(self) -> tuple[Path, int]:
+        return self._consumer.last
+
     def close(self) -> None:
         self._over = True
         self._simulation.actors.clear()
@@ -236,7 +251,8 @@ def _here(desk: Desk, effect: Any) -> Any:
         before = here.info, here.simulated
         here.info, here.simulated = desk.info, True
         try:
-            return effect(*arguments)
+            with borrowed(desk.context):
+                return effect(*arguments)
         finally:
             here.info, here.simulated = before
 

@@ -12,19 +12,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, final, overload
+from itertools import count
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar, cast, final, overload
 
 from qflow.errors import GraphError, blame, got, not_quiet
 from qflow.graph import run as runs
+from qflow.graph.context import Context, Setting
 from qflow.graph.function import Function, function_of, function_text, is_function, opened
 from qflow.graph.markers import SKIP
 from qflow.graph.options import NOTHING, Options, Retry
-from qflow.graph.source import check_source, is_source
+from qflow.graph.source import Source, check_source, is_source
 
 if TYPE_CHECKING:
     from qflow.graph.plan import Plan
     from qflow.graph.rebatch import Rebatch
     from qflow.graph.regroup import Pack, Repack, Unpack
+    from qflow.graph.repeat import Repeat
+    from qflow.graph.shuffle import Shuffle
+    from qflow.graph.take import Take
+
+    Same: TypeAlias = Repeat | Shuffle | Take  # their results are their values
     from qflow.graph.run import Engine, Run
 
 A = TypeVar("A", contravariant=True)
@@ -32,6 +39,8 @@ B = TypeVar("B", covariant=True)
 C = TypeVar("C")
 T = TypeVar("T")
 Z = TypeVar("Z")
+
+ALL = 1 << 32  # elements of a value, more than there are
 
 
 class Joins(ABC, Generic[A, B]):
@@ -57,7 +66,7 @@ class Joins(ABC, Generic[A, B]):
             )
 
     @overload
-    def __or__(self, other: Queue | Filter[B] | Rebatch) -> Flow[A, B]: ...
+    def __or__(self, other: Queue | Filter[B] | Rebatch | Same) -> Flow[A, B]: ...
     @overload
     def __or__(self, other: Pack) -> Flow[A, list[B]]: ...
     @overload
@@ -98,8 +107,14 @@ class Operator(Joins[A, B]):
     """Many values come from one, so that it should run before they are spread over workers."""
     user_code: ClassVar[bool] = False
     """It calls functions of the user."""
+    awaits: bool = False
+    """What its function gives is to be waited for."""
+    feeds: ClassVar[bool] = False
+    """Behind the source it runs where that is read."""
     options: Options = NOTHING
     """What a mark promises."""
+    setting: Setting | None = None
+    """Of a copy at work: the run on which it depends, and its name among the operators of the flow."""
 
     @property
     def workers(self) -> int | None:
@@ -112,6 +127,23 @@ class Operator(Joins[A, B]):
         return None
 
     @property
+    def functions(self) -> tuple[Function, ...]:
+        """The functions of the user that it calls."""
+        return ()
+
+    def depends(self, context: Context) -> bool:
+        """Whether what it does depends on the run, beside its data."""
+        return (self.user_code and context.seeded) or any(function.asks(context) for function in self.functions)
+
+    def within(self, setting: Setting) -> Operator[A, B]:
+        """A copy that works in a run."""
+        changed = object.__new__(type(self))
+        vars(changed).update({**vars(self), "setting": setting})
+        if "function" in vars(self):
+            vars(changed)["function"] = vars(self)["function"].within(setting)
+        return changed
+
+    @property
     def operators(self) -> tuple[Operator[Any, Any], ...]:
         return (self,)
 
@@ -119,6 +151,11 @@ class Operator(Joins[A, B]):
     @abstractmethod
     def name(self) -> str:
         """The step's name in plans, errors and statistics."""
+
+    @property
+    def meaning(self) -> str:
+        """What it does, in words: the same for all operators that give the same."""
+        return repr(self)
 
     @abstractmethod
     def transform(self, values: Iterator[Any]) -> Iterator[Any]:
@@ -159,7 +196,7 @@ class Each(Operator[A, B]):
     def outputs(self, value: Any) -> Iterable[Any]:
         """What comes out for one value."""
 
-    def plain(self) -> Callable[[Any], Any] | None:
+    def plain(self, context: Context) -> Callable[[Any], Any] | None:
         """The function, if `outputs` is what its result stands for, and no more."""
         return None
 
@@ -182,6 +219,11 @@ class Each(Operator[A, B]):
 
 class Stream(Operator[A, B]):
     """Shape: a stream in, a stream out; one worker."""
+
+    words: ClassVar[int] = 1
+    """How many numbers `Accumulator.origin` adds to the path."""
+    spans: ClassVar[bool] = True
+    """Its results may be made of values of two repetitions of the source."""
 
     @abstractmethod
     def accumulator(self, state: Any = None) -> Accumulator:
@@ -206,6 +248,14 @@ class Accumulator(ABC):
     """It needs no more values."""
     whole = False
     """It takes no value apart."""
+    skip = 0
+    """How many elements of the next value were used before; 1 of a value that is not taken apart."""
+    used = 1
+    """How many elements of the value at work are used, those that were skipped, too."""
+
+    wants_paths = False
+    """It looks at ``path``, the index path of the value at work."""
+    path: tuple[int, ...] = ()
 
     @abstractmethod
     def add(self, value: Any) -> Iterator[Any]:
@@ -223,6 +273,23 @@ class Accumulator(ABC):
     def finish(self) -> Iterator[Any]:
         """The results that come when there are no more values."""
         return iter(())
+
+    def origin(self, path: tuple[int, ...]) -> tuple[int, ...]:
+        """After a result, from where the next one comes: the index path of a value, which was at work, or came before, and
+        what `again` needs to know."""
+        return (*path, self.used)
+
+    def over(self, head: tuple[int, ...]) -> bool:
+        """Whether it needs no more values of a repetition of the source."""
+        return self.done
+
+    def head(self, path: tuple[int, ...]) -> tuple[int, ...]:
+        """Where the source is repeated, the repetition to which a result belongs that comes at a value."""
+        return path[:1]
+
+    def again(self, words: tuple[int, ...]) -> None:
+        """Begin in the midst of a run: the first value is that of an `origin`, with its words."""
+        (self.skip,) = words
 
     @property
     @abstractmethod
@@ -255,8 +322,16 @@ class Map(Each[A, B]):
     def outputs(self, value: Any) -> Iterable[Any]:
         return self.given(self.function(value))
 
-    def plain(self) -> Callable[[Any], Any]:
-        return self.function.plain()
+    @property
+    def meaning(self) -> str:
+        return f"qf.map({self.name})"
+
+    @property
+    def functions(self) -> tuple[Function, ...]:
+        return self.function.parts
+
+    def plain(self, context: Context) -> Callable[[Any], Any] | None:
+        return self.function.plain(context)
 
     def length(self, items: int) -> int | None:
         return self.function.length(items)
@@ -286,6 +361,14 @@ class Filter(Each[A, Any]):
     @property
     def name(self) -> str:
         return self.function.name
+
+    @property
+    def meaning(self) -> str:
+        return f"qf.filter({self.name})"
+
+    @property
+    def functions(self) -> tuple[Function, ...]:
+        return self.function.parts
 
     def outputs(self, value: Any) -> Iterable[Any]:
         return (value,) if self.function(value) else ()
@@ -388,6 +471,14 @@ class Flow(Joins[A, B]):
                 that wait, and those in the hands of workers and of your loop. Without it, the queues' bounds in
                 items decide. It is split over the queues by the items that each may hold; the plan prints the
                 parts. A larger item passes alone. What steps and you hold for themselves is not counted.
+                seed: from which all random numbers follow: a step that names a parameter ``rng`` is given a
+                `numpy.random.Generator` keyed by seed, epoch, step and item, the same whatever ``n``, engine, order or
+                retry. When it is given, ``random``, ``np.random`` and torch are seeded for each item, too, but for
+                thread steps with ``n`` above 1, whose threads share them. Without it one is drawn: ``run.seed``.
+                epoch: of the data, 0, 1, ...; another one gives other numbers.
+                resume: what `Run.state_dict` has given: the results that came after that one, in a run of the same flow and
+                source with any ``n``, engine and bounds. Seed and epoch are those of the state.
+                params: values by name, as ``{"training": True}``: a step that names such a parameter is given its value.
                 n, retry, timeout, max_items, max_memory: for marks that do not say it; see `process`.
         Raises:
             GraphError: the source or an option is wrong, or the source is an iterator that was used before.
@@ -454,7 +545,7 @@ class Sourced(Flow[Any, B]):
         object.__setattr__(self, "source", source)
 
     @overload
-    def __or__(self, other: Queue | Filter[B] | Rebatch) -> Sourced[B]: ...
+    def __or__(self, other: Queue | Filter[B] | Rebatch | Same) -> Sourced[B]: ...
     @overload
     def __or__(self, other: Pack) -> Sourced[list[B]]: ...
     @overload
@@ -493,7 +584,8 @@ class Sourced(Flow[Any, B]):
     __hash__ = Flow.__hash__
 
     def __repr__(self) -> str:
-        return " | ".join([f"qf.source({type(self.source).__name__})", *map(repr, self.operators)])
+        text = repr(self.source) if isinstance(self.source, Source) else type(self.source).__name__
+        return " | ".join([f"qf.source({text})", *map(repr, self.operators)])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Sourced, (self.source, *self.operators)
@@ -529,3 +621,13 @@ def through(operators: Iterable[Operator[Any, Any]], values: Iterator[Any]) -> I
 
     stream: Iterator[Any] = pipe(values, *(operator.transform for operator in operators))
     return stream
+
+
+def differing(names: Iterable[str]) -> Iterator[str]:
+    """Names of which no two are the same: the second ``a`` is ``a-2``."""
+    seen: set[str] = set()
+    for name in names:
+        tries = (name if number == 1 else f"{name}-{number}" for number in count(1))
+        free = next(each for each in tries if each not in seen)
+        seen.add(free)
+        yield free

@@ -12,9 +12,10 @@ import inspect
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from qflow.errors import GraphError, got
+from qflow.graph.context import RNG, Context, Setting, fresh
 
 F = TypeVar("F")
 
@@ -34,14 +35,28 @@ class Composite(ABC):
     def length(self, items: int) -> int | None:
         """As `Operator.length`."""
 
+    @property
+    @abstractmethod
+    def functions(self) -> tuple[Function, ...]:
+        """Those of the operators."""
+
+    @abstractmethod
+    def within(self, setting: Setting) -> Composite:
+        """As `Function.within`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Function:
-    """A callable, keyword arguments bound to it, and the constructor's arguments if it is a class."""
+    """A callable, keyword arguments bound to it, and the constructor's arguments if it is a class.
+
+    Attributes:
+        setting: where it is called in a run; it is given what it asks for there.
+    """
 
     call: Callable[..., Any]
     bound: tuple[tuple[str, Any], ...] = ()
     init: tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]] | None = None
+    setting: Setting | None = None
 
     @property
     def name(self) -> str:
@@ -50,39 +65,122 @@ class Function:
         return "lambda" if name == "<lambda>" else str(name or type(self.call).__name__)
 
     @property
+    def written(self) -> Any:
+        """What is called, of an instance or class that can be called its method."""
+        call: Any = self.call
+        plain = inspect.isroutine(call) or isinstance(call, functools.partial) or (isinstance(call, type) and not self.builds)
+        return inspect.unwrap(call if plain else call.__call__)
+
+    @property
+    def awaits(self) -> bool:
+        """Whether it is written with ``async def``."""
+        return inspect.iscoroutinefunction(self.written) or inspect.isasyncgenfunction(self.written)
+
+    @property
     def builds(self) -> bool:
         """Whether it is a class whose instances are called."""
         return makes_callables(self.call)
+
+    @property
+    def parts(self) -> tuple[Function, ...]:
+        """Itself, or the functions that it is made of."""
+        return self.call.functions if isinstance(self.call, Composite) else (self,)
+
+    @functools.cached_property
+    def parameters(self) -> dict[str, Parameter]:
+        """Its parameters but for the first and those that are bound, by name; of all its parts, where it is made of several."""
+        if isinstance(self.call, Composite):
+            return {name: each for part in self.parts for name, each in part.parameters.items()}
+        bound = dict(self.bound)
+        return {name: each for name, each in parameters(self.call).items() if name not in bound}
+
+    @property
+    def needs(self) -> list[str]:
+        """Of these, those that must be given, but for `RNG`."""
+        return [name for name, each in self.parameters.items() if name != RNG and not each.default]
+
+    def asks(self, context: Context) -> bool:
+        """Whether a run has something for one of them."""
+        return any(Setting(context, "").gives(name) for name in self.parameters)
+
+    def within(self, setting: Setting) -> Function:
+        """Itself as it is called in a run."""
+        if isinstance(self.call, Composite):
+            return dataclasses.replace(self, call=self.call.within(setting))
+        return dataclasses.replace(self, setting=setting)
+
+    @functools.cached_property
+    def _given(self) -> tuple[str, ...]:
+        """The names for which it is given something; outside of a run that is a fresh generator, if it needs one."""
+        if self.setting is not None:
+            return tuple(name for name in self.parameters if self.setting.gives(name))
+        rng = self.parameters.get(RNG)
+        return () if rng is None or rng.default or isinstance(self.call, Composite) else (RNG,)
 
     def open(self) -> Function:
         """The class built; a function as it is."""
         call: Any = self.call
         if isinstance(call, Composite):
             ready = call.opened()
-            return self if ready is call else Function(ready, self.bound)
+            return self if ready is call else dataclasses.replace(self, call=ready)
         if not self.builds:
             return self
         args, kwargs = self.init or ((), ())
-        return Function(call(*args, **dict(kwargs)), self.bound)
+        return Function(call(*args, **dict(kwargs)), self.bound, None, self.setting)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call: Any = self.call
+        if self._given:
+            left = [name for name in self._given if name not in kwargs and not self.parameters[name].among(args)]
+            kwargs |= {name: fresh() for name in left} if self.setting is None else self.setting.answer(left)
         return call(*args, **{**dict(self.bound), **kwargs}) if self.bound else call(*args, **kwargs)
 
-    def plain(self) -> Callable[[Any], Any]:
-        """What to call with nothing but a value."""
-        return self if self.bound else self.call
+    def plain(self, context: Context) -> Callable[[Any], Any] | None:
+        """What to call with nothing but a value, if the run gives nothing else."""
+        return None if self.asks(context) else self if self.bound else self.call
 
     def length(self, items: int) -> int | None:
         """One result an item, unless it is written as a generator."""
         call: Any = self.call
         if isinstance(call, Composite):
             return call.length(items)
-        written = call if inspect.isroutine(call) or isinstance(call, functools.partial) else call.__call__
-        return None if inspect.isgeneratorfunction(inspect.unwrap(written)) else items
+        return None if inspect.isgeneratorfunction(self.written) or inspect.isasyncgenfunction(self.written) else items
 
     def __hash__(self) -> int:
         return hash((Function, self.call))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Function, (self.call, self.bound, self.init, self.setting)
+
+
+class Parameter(NamedTuple):
+    """One that a function names: the place at which it may stand without its name, and whether it has a default."""
+
+    place: int | None
+    default: bool
+
+    def among(self, args: tuple[Any, ...]) -> bool:
+        """Whether it is given by its place."""
+        return self.place is not None and self.place < len(args)
+
+
+def parameters(call: Any) -> dict[str, Parameter]:
+    """The parameters of a callable after its first, by name; of a class those of its instances; none where nobody can tell."""
+    if isinstance(call, Composite) or (isinstance(call, type) and not makes_callables(call)):
+        return {}
+    try:
+        written = inspect.signature(call.__call__ if isinstance(call, type) else call, follow_wrapped=False)
+        if any(each.kind is each.VAR_KEYWORD for each in written.parameters.values()):  # it may hand on what it wraps asks for
+            written = inspect.signature(call.__call__ if isinstance(call, type) else call)
+    except (TypeError, ValueError):
+        return {}
+    found = {}
+    own = isinstance(call, type)  # its instances are asked without `self`
+    for place, each in enumerate(written.parameters.values()):
+        if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY) and (place > own or each.kind is each.KEYWORD_ONLY):
+            by_name = each.kind is each.KEYWORD_ONLY
+            found[each.name] = Parameter(None if by_name else place - own, each.default is not each.empty)
+    return found
 
 
 def makes_callables(value: object) -> bool:
@@ -116,7 +214,13 @@ def function_of(value: Any, word: str) -> Function:
     """The callable as a Function, or a GraphError."""
     if not callable(value):
         raise GraphError(f"`{word}` takes a function, but got {got(value)}. Write for example `{word}(str.upper)`.")
-    return Function(value)
+    function = Function(value)
+    if function.awaits and word != "qf.thread":
+        raise GraphError(
+            f"`{word}` takes a plain function, but `{function.name}` is written with `async def`. "
+            f"Write `qf.thread(n=8)({function.name})`, which waits for 8 of its calls at once."
+        )
+    return function
 
 
 def resolve_name(module: str | None, qualname: str | None) -> object:

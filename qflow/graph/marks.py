@@ -16,6 +16,7 @@ from operator import is_
 from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, final, overload
 
 from qflow.errors import GraphError, describe, got
+from qflow.graph.context import Context, Setting
 from qflow.graph.flow import (
     Accumulator,
     Each,
@@ -27,6 +28,7 @@ from qflow.graph.flow import (
     Queue,
     Sourced,
     Stream,
+    differing,
     results,
     row_length,
     through,
@@ -121,9 +123,17 @@ class Step(Each[A, B], Generic[A, B, P, R]):
     def outputs(self, value: Any) -> Iterable[Any]:
         return self.given(self.function(value))
 
-    def plain(self) -> Callable[[Any], Any] | None:
+    @property
+    def meaning(self) -> str:
+        return f"qf.{'pool' if self.word == 'pool' else 'map'}({self.name})"
+
+    @property
+    def functions(self) -> tuple[Function, ...]:
+        return self.function.parts
+
+    def plain(self, context: Context) -> Callable[[Any], Any] | None:
         """The function, if all that is done with a value is to call it, but for values that are markers of ours."""
-        return self.function.plain() if self.retry is None else None
+        return self.function.plain(context) if self.retry is None else None
 
     def length(self, items: int) -> int | None:
         return self.function.length(items)
@@ -206,6 +216,13 @@ class Thread(Step[A, B, P, R]):
     word = "thread"
     placement = "thread"
 
+    @property
+    def awaits(self) -> bool:  # type: ignore[override]
+        return self.function.awaits
+
+    def plain(self, context: Context) -> Callable[[Any], Any] | None:
+        return None if self.awaits else super().plain(context)
+
 
 @final
 class Pool(Step[A, B, P, R]):
@@ -218,7 +235,7 @@ class Pool(Step[A, B, P, R]):
     word = "pool"
     placement = "process"
 
-    def plain(self) -> None:
+    def plain(self, context: Context) -> None:
         return None
 
     def outputs(self, value: Any) -> Iterable[Any]:
@@ -235,7 +252,7 @@ class Pool(Step[A, B, P, R]):
 class Scatter(Each[Any, Any]):
     """The elements of a list one by one, then CLOSE."""
 
-    expands = True
+    expands = feeds = True
     name = "scatter"
 
     def outputs(self, value: Any) -> Iterable[Any]:
@@ -270,6 +287,7 @@ class Gather(Stream[Any, Any]):
     """The lists again, each ended by its CLOSE."""
 
     name = "gather"
+    spans = False
 
     def accumulator(self, state: Any = None) -> Accumulator:
         return Gathered(state)
@@ -290,7 +308,9 @@ class Gathered(Accumulator):
         return max(0, self._usual - len(self._list))
 
     def add(self, value: Any) -> Iterator[Any]:
-        if value is CLOSE:
+        if self.skip:
+            self.skip = 0
+        elif value is CLOSE:
             gathered, self._list, self._usual = self._list, [], len(self._list)
             yield gathered
         else:
@@ -330,6 +350,18 @@ class Chain(Composite):
 
     def length(self, items: int) -> int | None:
         return row_length(self.operators, items)
+
+    @property
+    def functions(self) -> tuple[Function, ...]:
+        return tuple(function for operator in self.operators for function in operator.functions)
+
+    def within(self, setting: Setting) -> Chain:
+        labels = differing(f"{setting.label}.{operator.name}" for operator in self.operators)
+        return Chain(
+            tuple(
+                operator.within(Setting(setting.context, label)) for operator, label in zip(self.operators, labels, strict=True)
+            )
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Chain, (self.operators,)
@@ -514,7 +546,9 @@ def thread(function: Any = _NOTHING, /, **options: Any) -> Any:
     >>> list(qf.run(qf.thread(n=4)(len), ["a", "bc"], engine="serial"))
     [1, 2]
 
-    Each, as `process`; a class is built once per thread. Runs in: one process with ``n`` threads.
+    Each, as `process`; a class is built once per thread. A function may be an ``async def``: ``n`` of its calls are waited for at
+    once, on one event loop. Runs in: one process with ``n`` threads. Neighbouring thread steps share theirs, and hand on the very
+    objects, where none of them is a class, a generator, or marked with more than ``n`` and ``name``.
 
     Args:
         function, options: as in `process`.

@@ -7,13 +7,16 @@ marks, and the mark wins.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from qflow.errors import GraphError, got
-from qflow.graph.sizes import budget, count, nbytes
+from qflow.graph.context import Context, Drawn, drawn_seed
+from qflow.graph.sizes import budget, count, nbytes, whole
 
 ON_ERROR = ("raise", "skip", "collect")
+VERSION = 1  # of the state of a run
 
 
 class MarkOptions(TypedDict, total=False):
@@ -159,15 +162,48 @@ class RunOptions:
         max_errors: more failures than this end the run with the last of them; None: any number is skipped.
         memory: bytes of shared memory that the items of the run may take together; a text as ``"4GB"``, too. None: as
             much as the queues' bounds in items let them take.
+        seed: from which all random numbers of the run follow; None: one is drawn.
+        epoch: of the data, from 0 on; None: 0.
+        resume: the state of an earlier run, to go on behind its last result; seed and epoch are the state's.
+        params: values for the parameters that steps name.
     """
 
     ordered: bool = True
     on_error: str = "raise"
     max_errors: int | None = None
     memory: int | str | None = None
+    seed: int | None = None
+    epoch: int | None = None
+    resume: Mapping[str, Any] | None = None
+    params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def context(self) -> Context:
+        """What the run is beside its data."""
+        if self.resume is not None:
+            state = self.resume
+            return Context(state["seed"], state["epoch"], dict(self.params), state["seeded"])
+        seed = drawn_seed() if self.seed is None else self.seed
+        return Context(int(seed), int(self.epoch or 0), dict(self.params), not isinstance(seed, Drawn))
 
     def __post_init__(self) -> None:
         budget(self.memory, 'pipe(xs, memory="4GB")')
+        if self.seed is not None:
+            whole(self.seed, "seed", "pipe(xs, seed=0)")
+        if self.epoch is not None:
+            whole(self.epoch, "epoch", "pipe(xs, epoch=0)")
+        if self.resume is not None:
+            check_state(self.resume)
+            for word in ("seed", "epoch"):
+                if getattr(self, word) not in (None, self.resume[word]):
+                    raise GraphError(
+                        f"The state has {word}={self.resume[word]}, but the run {word}={getattr(self, word)}. Leave it out."
+                    )
+        if not isinstance(self.params, Mapping) or not all(isinstance(name, str) for name in self.params):
+            raise GraphError(
+                f"`params` is a dict of values by the names of parameters, but got {got(self.params)}. "
+                'Write for example `pipe(xs, params={"training": True})`.'
+            )
         if not isinstance(self.ordered, bool):
             raise GraphError(f"`ordered` is True or False, but got {got(self.ordered)}.")
         if self.on_error not in ON_ERROR:
@@ -176,3 +212,12 @@ class RunOptions:
             count(self.max_errors, "max_errors", 'pipe(xs, on_error="skip", max_errors=10)')
             if self.on_error == "raise":
                 raise GraphError('`max_errors` counts skipped items: write `pipe(xs, on_error="skip", max_errors=10)`.')
+
+
+def check_state(state: Any) -> Mapping[str, Any]:
+    """A state as `state_of` gives it, or a GraphError."""
+    if not isinstance(state, Mapping) or not {"version", "flow", "path", "seed", "epoch"} <= state.keys():
+        raise GraphError(f"`resume` takes what `run.state_dict()` has given, but got {got(state)}.")
+    if state["version"] != VERSION:
+        raise GraphError(f"The state has version {state['version']}, of another version of qflow; this one reads {VERSION}.")
+    return state

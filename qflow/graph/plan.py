@@ -15,26 +15,47 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from qflow.errors import GraphError
 from qflow.graph import bytesizes
-from qflow.graph.flow import Each, Operator, Queue, through
+from qflow.graph.context import Context
+from qflow.graph.flow import Each, Filter, Operator, Queue, Stream, differing, through
 from qflow.graph.options import NOTHING, Options
+from qflow.graph.repeat import EachTime, Repeat
+from qflow.graph.shard import Shard
 
 SMALL = 512 * 1024  # bytes of a small item at most
 WAITING = 1 << 22  # bytes of items that an unwritten queue lets wait, when there are several
 MANY = 4096  # of them at most
+SHARING = 4  # thread steps that share threads, at most
+
+
+class Part(NamedTuple):
+    """A thread step that shares the threads of a group: its name, its calls at once, and its place among the operators."""
+
+    name: str
+    n: int
+    place: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Operators that one set of workers runs: a name, the operators, and how many workers of which kind."""
+    """Operators that one set of workers runs: a name, the operators, and how many workers of which kind.
+
+    Attributes:
+        options: of the marked one.
+        labels: of the operators, names that differ in the whole flow.
+        parts: the steps, where several share its threads.
+    """
 
     name: str
     operators: tuple[Operator[Any, Any], ...]
     n: int
     placement: str
     options: Options = NOTHING
+    labels: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
 
     @property
     def stream(self) -> bool:
@@ -55,12 +76,14 @@ class Plan:
     """Groups in a row and the bounds between them.
 
     Attributes:
-        feed: operators that run where the source is read.
+        feed, feed_labels: operators that run where the source is read, and their names in the flow.
         groups: the groups, in order.
         bounds: items that may wait before each group, and at last before the consumer; None: not
             written, one item or as many as fit in 4 MiB, at most 4096.
         operators: what was planned, with sizes read: the meaning of the groups together.
         budgets: bytes of shared memory of each channel; None: as much as its bound lets it take.
+        times: how often the source is read; None: for ever.
+        shard: the part of the source that is read.
     """
 
     feed: tuple[Operator[Any, Any], ...]
@@ -68,6 +91,19 @@ class Plan:
     bounds: tuple[int | None, ...]
     operators: tuple[Operator[Any, Any], ...] = ()
     budgets: tuple[int | None, ...] = ()
+    feed_labels: tuple[str, ...] = ()
+    times: int | None = 1
+    shard: Shard | None = None
+
+    def context(self, context: Context) -> Context:
+        """A run's context as its steps see it."""
+        rank = 0 if self.shard is None else self.shard.now.index
+        return dataclasses.replace(context, repeats=self.times != 1, rank=rank)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Of the row."""
+        return (*self.feed_labels, *(label for group in self.groups for label in group.labels))
 
     @property
     def row(self) -> tuple[Operator[Any, Any], ...]:
@@ -87,7 +123,7 @@ class Plan:
         return sum(bound or 0 for bound in self.bounds) + sum(self.workers)
 
     def __str__(self) -> str:
-        rows = [("source", "1 thread of this process", operators_text(self.feed))]
+        rows = [("source", "1 thread of this process", operators_text([*filter(None, [self.shard]), *self.feed]))]
         rows += [(group.name, workers_text(group), inside_text(group)) for group in self.groups]
         names, workers = (max(len(row[column]) for row in rows) for column in (0, 1))
         steps = [f"{name:<{names}}  {who:<{workers}}  {inside}".rstrip() for name, who, inside in rows]
@@ -113,6 +149,8 @@ def inside_text(group: Group) -> str:
 
 def workers_text(group: Group) -> str:
     """A group's workers, in words: ``2 processes`` or ``4 threads in 1 process``."""
+    if group.parts:
+        return " + ".join(str(part.n) for part in group.parts) + " threads in 1 process"
     if group.placement == "thread":
         return _counted(group.n, "thread", "threads") + " in 1 process"
     return _counted(group.n, "process", "processes")
@@ -133,6 +171,13 @@ def budget_text(budget: int | None, producers: int) -> str:
     return f", in {bytesizes.show(budget)}{each}"
 
 
+def _shares(step: Operator[Any, Any]) -> bool:
+    """Whether a marked step may share threads with others."""
+    options = step.options
+    plain = options.timeout is None and not options.limited and not any(function.builds for function in step.functions)
+    return step.placement == "thread" and plain
+
+
 def _counted(number: int, one: str, several: str) -> str:
     return f"{number} {one if number == 1 else several}"
 
@@ -145,6 +190,32 @@ class _Draft:
     n: int
     placement: str
     marked: Operator[Any, Any] | None = None
+    parts: list[Part] = dataclasses.field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        if self.parts:
+            return "+".join(part.name for part in self.parts)
+        return self.marked.name if self.marked else "+".join(operator.name for operator in self.operators)
+
+    def joins(self, operator: Operator[Any, Any]) -> bool:
+        """Whether a thread step may share the threads of this group: then it is given the very objects.
+
+        Not where one item becomes several, on which it works side by side. Nor where a mark says more than how many: it is
+        about a step of its own. Nor where instances are built, of which there would be one for each thread.
+        """
+        if self.marked is None or len(self.parts) == SHARING or not all(map(_shares, (self.marked, operator))):
+            return False
+        return operator.retry is None and all(each.length(1) is not None or isinstance(each, Filter) for each in self.operators)
+
+    def join(self, operator: Operator[Any, Any]) -> None:
+        """Let a thread step share the threads."""
+        if not self.parts:
+            assert self.marked is not None
+            self.parts.append(Part(self.marked.name, self.n, self.operators.index(self.marked)))
+        self.parts.append(Part(operator.name, operator.workers or 1, len(self.operators)))
+        self.operators.append(operator)
+        self.n += operator.workers or 1
 
     def takes_after(self, operator: Operator[Any, Any]) -> bool:
         return self.n == 1 or isinstance(operator, Each)
@@ -156,7 +227,8 @@ class _Draft:
 def make_plan(operators: Sequence[Operator[Any, Any]], defaults: Options, memory: int | None = None) -> Plan:
     """Resolve sizes, lower, fuse and name; the defaults are for marks that say nothing, ``memory`` for all channels."""
     resolved = tuple(operator.resolve().filled(defaults) for operator in operators)
-    flat = [part for operator in resolved for part in operator.lower()]
+    flat, shard = _sharded([part for operator in resolved for part in operator.lower()])
+    flat, times = _repeated(flat)
     feed: list[Operator[Any, Any]] = []
     drafts: list[_Draft] = []
     bounds: list[int | None] = [None]
@@ -179,6 +251,8 @@ def make_plan(operators: Sequence[Operator[Any, Any]], defaults: Options, memory
             settle(None)
             bounds[-1] = operator.maxsize
             written[len(bounds) - 1] = operator.memory
+        elif operator.placement is not None and not waiting and bounds[-1] is None and drafts and drafts[-1].joins(operator):
+            drafts[-1].join(operator)
         elif operator.placement is not None:
             draft = _Draft([operator], operator.workers or 1, operator.placement, operator)
             settle(draft)
@@ -186,13 +260,41 @@ def make_plan(operators: Sequence[Operator[Any, Any]], defaults: Options, memory
             bounds.append(None)
         elif not waiting and bounds[-1] is None and drafts and drafts[-1].takes_after(operator):
             drafts[-1].operators.append(operator)
-        elif not waiting and bounds[-1] is None and not drafts and operator.expands and not operator.user_code:
+        elif not waiting and bounds[-1] is None and not drafts and operator.feeds:
             feed.append(operator)
         else:
             waiting.append(operator)
     settle(None)
-    plan = Plan(tuple(feed), tuple(_named(drafts)), tuple(bounds), resolved)
+    labels = differing(operator.name for operator in flat if not isinstance(operator, Queue))
+    feed_labels = tuple(itertools.islice(labels, len(feed)))
+    groups = tuple(
+        dataclasses.replace(group, labels=tuple(itertools.islice(labels, len(group.operators)))) for group in _named(drafts)
+    )
+    plan = Plan(tuple(feed), groups, tuple(bounds), resolved, feed_labels=feed_labels, times=times, shard=shard)
     return dataclasses.replace(plan, budgets=tuple(_budgets(plan, written, memory)))
+
+
+def _sharded(operators: list[Operator[Any, Any]]) -> tuple[list[Operator[Any, Any]], Shard | None]:
+    """The operators behind a `Shard`, and that."""
+    first, rest = (operators[0], operators[1:]) if operators and isinstance(operators[0], Shard) else (None, operators)
+    for operator in rest:
+        if isinstance(operator, Shard):
+            raise GraphError(f"`{operator!r}` stands right behind the source: `xs | {operator!r} | ...`. It picks items of that.")
+    return rest, first
+
+
+def _repeated(operators: Sequence[Operator[Any, Any]]) -> tuple[list[Operator[Any, Any]], int | None]:
+    """The operators without `Repeat`, those before it as they are in one repetition, and how many there are."""
+    places = [number for number, operator in enumerate(operators) if isinstance(operator, Repeat)]
+    if len(places) > 1:
+        raise GraphError("A flow has one `qf.repeat`, but this one has two. Multiply their numbers.")
+    for place in places:
+        repeat = operators[place]
+        assert isinstance(repeat, Repeat)
+        if repeat.times != 1:
+            spans = (EachTime(each) if isinstance(each, Stream) and each.spans else each for each in operators[:place])
+            return [*spans, *operators[place + 1 :]], repeat.times
+    return [operator for operator in operators if not isinstance(operator, Repeat)], 1
 
 
 def _budgets(plan: Plan, written: dict[int, int | None], memory: int | None) -> Iterator[int | None]:
@@ -210,11 +312,10 @@ def _budgets(plan: Plan, written: dict[int, int | None], memory: int | None) -> 
 
 def _named(drafts: Sequence[_Draft]) -> Iterator[Group]:
     """Groups with names that differ: the marked step's, else those of the operators."""
-    seen: set[str] = set()
-    for draft in drafts:
-        name = draft.marked.name if draft.marked else "+".join(operator.name for operator in draft.operators)
-        names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
-        free = next(name for name in names if name not in seen)
-        seen.add(free)
+    names = [draft.name for draft in drafts]
+    for draft, free in zip(drafts, differing(names), strict=True):
         options = draft.marked.options if draft.marked else NOTHING
-        yield Group(free, tuple(draft.operators), draft.n, draft.placement, options)
+        parts = [
+            part._replace(name=name) for part, name in zip(draft.parts, differing(part.name for part in draft.parts), strict=True)
+        ]
+        yield Group(free, tuple(draft.operators), draft.n, draft.placement, options, parts=tuple(parts))

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final
 
 from qflow.errors import GraphError, blame, got
-from qflow.graph.flow import Accumulator
+from qflow.graph.flow import ALL, Accumulator
 from qflow.graph.regroup import Sized
 from qflow.graph.sizes import Size, read_size
 
@@ -118,16 +118,17 @@ class Rows(Accumulator):
     def add(self, value: Any) -> Iterator[Any]:
         batch = self._checked(value)
         del value  # not kept alive while the next one is waited for
-        start = 0
+        start, self.skip = min(self.skip, batch.rows), 0
         while start < batch.rows:
             stop = min(start + self._missing, batch.rows)
             self._parts.append(batch.cut(start, stop))
             start, self._missing = stop, self._missing - (stop - start)
             if not self._missing:
-                self._missing = self._size
+                self._missing, self.used = self._size, start
                 yield self._joined()
 
     def finish(self) -> Iterator[Any]:
+        self.used = ALL
         if self._parts and not self._drop_last:
             yield self._joined()
 

@@ -8,10 +8,11 @@ repack(2)   [1] [2, 3] [4]   ->  [1, 2] [3, 4]
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, TypeVar, final
 
 from qflow.errors import GraphError, blame, got
-from qflow.graph.flow import Accumulator, Each, Operator, Stream
+from qflow.graph.flow import ALL, Accumulator, Each, Operator, Stream
 from qflow.graph.sizes import Size, read_size, show_size, size
 from qflow.graph.source import is_grouped
 
@@ -65,10 +66,15 @@ class Group(Accumulator):
         self._group: list[Any] = list(state or ())
 
     def add(self, value: Any) -> Iterator[Any]:
+        skipped = self.skip
         # Not toolz.partition_all: it reads one group ahead, which delays each list and loses one at an error.
-        for element in (value,) if self._elements is None else self._elements(value):
+        elements = (value,) if self._elements is None else self._elements(value)
+        if self.skip:
+            elements, self.skip = islice(elements, self.skip, None), 0
+        for used, element in enumerate(elements, skipped + 1):
             self._group.append(element)
             if len(self._group) == self._size:
+                self.used = used
                 yield self._emptied()
             del element  # not kept alive while the next one is made
 
@@ -82,6 +88,7 @@ class Group(Accumulator):
         return 0 if self._elements else self._size - len(self._group)
 
     def finish(self) -> Iterator[Any]:
+        self.used = ALL
         if self._group and not self._drop_last:
             yield self._emptied()
 
@@ -122,7 +129,7 @@ class Repack(Sized[Iterable[Any]]):
 class Unpack(Each[Iterable[Any], Any]):
     """Flattens lists; see `unpack`."""
 
-    expands = True
+    expands = feeds = True
     name = "unpack"
 
     def outputs(self, value: Any) -> Iterable[Any]:

@@ -11,26 +11,39 @@ A result comes with its index path (the source item's number, then the position 
 each iterator; a stream numbers its results anew) and with what is known of it: whether it is the `LAST`,
 and whether it is a `Failed` in place of a result (which a user's value may be, too). Where that is asked for, results that
 are there already may come together, as a list that is known to be `MANY`, with the path of the first.
+
+The path of a stream's result also has its origin: where the stream would have to go on so that this result is its next one.
+
+    ORIGIN | words, path of a value, words of the stream: how much of it was used, ...; number, positions ...
+
+Where the source is repeated, every path begins with the repetition, in which a stream numbers its results from 0 on.
+
+The value at which the result before was given is that one; its path has the origin of an earlier stream, down to the source.
+So the path of any result says all that is needed to go on behind it (`resume`), and it is known wherever the result is.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from qflow.errors import NondeterministicStep, blamed, describe, not_quiet
+from qflow.graph.context import PLAIN, Context, Setting
 from qflow.graph.flow import Each, Operator, Stream
 
 Path = tuple[int, ...]
 Result = tuple[Path, Any, int]
 Results = Generator[Result, None, None]
 Eaches = tuple[Each[Any, Any], ...]
+Gate = Callable[[Callable[[Any], Any], Any], Any]
 Caught = type[BaseException] | tuple[type[BaseException], ...]
 NO_ITEM: Any = object()
 _EMPTY: list[Any] = []
 LAST, FAILED, MANY = 1, 2, 4
+ORIGIN = 1 << 62  # in an index path: so many words follow that are the origin
 _THERE = type(iter(_EMPTY))  # an iterator whose values are there already
 
 
@@ -42,6 +55,90 @@ class Failed(NamedTuple):
     what: str | None
     value: Any
     attempts: int = 1
+
+
+def origin_of(path: Path) -> tuple[int, int] | None:
+    """Where the origin in a path begins and ends, if it has one."""
+    for at, word in enumerate(path[:2]):  # where the source is repeated, the repetition comes first
+        if word & ORIGIN:
+            return at + 1, at + 1 + (word ^ ORIGIN)
+    return None
+
+
+def index_of(path: Path) -> Path:
+    """A path without its origin: what users know, and what orders the results of one operator."""
+    found = origin_of(path)
+    return path if found is None else path[: found[0] - 1] + path[found[1] :]
+
+
+class Start(NamedTuple):
+    """Where a stream begins: the number of its first result, which inputs count, and what it knows of the first of them.
+
+    Attributes:
+        first: index path of the first input, without its origin; None: the first that comes.
+        words: of `Accumulator.origin`.
+        head: the repetition of the source to which the first result belongs.
+        origin: of that.
+    """
+
+    given: int = 0
+    first: Path | None = None
+    words: tuple[int, ...] = ()
+    head: Path = ()
+    origin: Path = ()
+
+
+class Place(NamedTuple):
+    """Where a stream is: the number of its next result, and its origin; the last value that came, and to which repetition of
+    the source the last result belonged."""
+
+    given: int
+    origin: Path = ()
+    last: Path = ()
+    head: Path = ()
+
+
+class Time(NamedTuple):
+    """Among values that have entered: those that follow belong to this repetition of the source."""
+
+    head: Path
+
+
+class Kept(NamedTuple):
+    """What must be known of a stream to go on where it is: where it begins, where it is, what it keeps."""
+
+    start: Start
+    place: Place
+    state: Any
+
+
+class _At:
+    """A stream at work."""
+
+    __slots__ = ("_start", "first", "given", "head", "kept", "last", "origin", "stream")
+
+    def __init__(self, stream: Stream[Any, Any], start: Start, place: Place, state: Any) -> None:
+        self.stream, self.kept = stream, stream.accumulator(state)
+        self._start, self.first, self.place = start, start.first, place
+        if self.first is not None:
+            self.kept.again(start.words)
+
+    @property
+    def state(self) -> Kept:
+        start = Start(self.given, None, (), self.head) if self.first is None else self._start
+        return Kept(start, self.place, self.kept.state)
+
+    def begin(self, head: Path) -> None:
+        """The results of a repetition are numbered from 0 on, or from where it was begun."""
+        self.head, self.given = head, self._start.given if head == self._start.head else 0
+
+    @property
+    def place(self) -> Place:
+        return Place(self.given, self.origin, self.last, self.head)
+
+    @place.setter
+    def place(self, place: Place) -> None:
+        self.given, self.origin, self.last, self.head = place
 
 
 @dataclasses.dataclass
@@ -56,6 +153,9 @@ class Watch:
         copy: keeps a value so that the function it returns gives it afresh, for a step that is tried again.
         many: results may come together.
         digest: of a value and the digest of those before it, to see whether an iterator that is tried again gives the same.
+        context: what the run is beside its data.
+        gates: through which some operators are called, by their identity.
+        wait: for what an ``async def`` gave: the result of a coroutine, or an iterator of an async generator's values.
     """
 
     caught: Caught = Exception
@@ -64,20 +164,31 @@ class Watch:
     copy: Callable[[Any], Callable[[], Any]] | None = None
     digest: Callable[[Any, int], int] | None = None
     many: bool = False
+    context: Context = PLAIN
+    gates: Mapping[int, Gate] = dataclasses.field(default_factory=dict)
+    wait: Callable[[Any], Any] | None = None
 
     def call(self, operator: Operator[Any, Any], function: Callable[[Any], Any], value: Any) -> Any:
         """Call a function of an operator."""
+        if operator.awaits and function is not next:
+            function = partial(self._waited, operator, function)
         if self.enter is None or not operator.user_code:
             return function(value)
         assert self.leave is not None
+        gate = self.gates.get(id(operator)) if self.gates else None
         self.enter()
         try:
-            result = function(value)
+            result = function(value) if gate is None else gate(function, value)
         except self.caught:
             self.leave()
             raise
         self.leave()
         return result
+
+    def _waited(self, operator: Operator[Any, Any], function: Callable[[Any], Any], value: Any) -> Any:
+        assert self.wait is not None
+        (given,) = function(value)
+        return operator.given(self.wait(given))  # type: ignore[attr-defined]
 
 
 class Row:
@@ -87,29 +198,51 @@ class Row:
         operators: opened (`Operator.opened`).
         watch: around user code.
         states: `states` of a predecessor, to go on where it was.
+        starts: of each stream, in the midst of a run.
+        labels: the operators' names in the flow.
+        gates: through which some operators are called, by their places.
+    Attributes:
+        depends: what the operators do depends on the run, beside its data.
     """
 
     def __init__(
         self,
         operators: Sequence[Operator[Any, Any]],
         watch: Watch | None = None,
-        states: Sequence[tuple[int, Any]] | None = None,
+        states: Sequence[Kept] | None = None,
+        labels: Sequence[str] | None = None,
+        starts: Sequence[Start] = (),
+        gates: Mapping[int, Gate] | None = None,
     ) -> None:
         self._watch = watch or Watch()
+        context = self._watch.context
+        depending = [operator.depends(context) for operator in operators]
+        self.depends = any(depending)
+        self._repeats = context.repeats
+        if self.depends:
+            settings = [Setting(context, label) for label in labels or [operator.name for operator in operators]]
+            each = zip(operators, settings, depending, strict=True)
+            operators = [operator.within(setting) if depends else operator for operator, setting, depends in each]
+        self._watch.gates = {id(operators[place]): gate for place, gate in (gates or {}).items()}
         self._parts: list[Eaches] = [()]
-        self._streams: list[Stream[Any, Any]] = []
+        streams: list[Stream[Any, Any]] = []
         for operator in operators:
             if isinstance(operator, Stream):
-                self._streams.append(operator)
+                streams.append(operator)
                 self._parts.append(())
             elif isinstance(operator, Each):
                 self._parts[-1] += (operator,)
-        states = states or [(0, None)] * len(self._streams)
-        self._given = [given for given, _ in states]
-        self._kept = [stream.accumulator(kept) for stream, (_, kept) in zip(self._streams, states, strict=True)]
-        self.entered: list[Any] | None = None  # what the first stream has taken, for an engine that writes it down
+        if states is None:
+            states = [
+                Kept(start, Place(start.given, start.origin, head=start.head), None)
+                for start in starts or [Start()] * len(streams)
+            ]
+        self._streams = [_At(stream, *kept) for stream, kept in zip(streams, states, strict=True)]
+        self._paths = any(stream.kept.wants_paths for stream in self._streams)
+        self.entered: list[Any] | None = None  # what the first stream has taken, with paths where one looks at them
         self.deep = False  # user code between two streams was called
         self._again = False  # results were given out before
+        self._time: Path = ()  # of the values that have entered last
 
     def add(
         self, value: Any, path: Path, reload: Callable[[], Any] | None = None, called: Callable[[], Any] | None = None
@@ -127,41 +260,73 @@ class Row:
 
         They are not among those that have ``entered``.
         """
-        return 0 if self._parts[0] or not self._kept else self._kept[0].take(values)
+        if self._parts[0] or not self._streams:
+            return 0
+        first = self._streams[0]
+        return 0 if self._paths or first.kept.skip or first.first is not None else first.kept.take(values)
 
-    def enter(self, values: Iterable[Any]) -> None:
-        """Let the first stream take values again that had ``entered``; their results were given out."""
+    def came(self, path: Path) -> None:
+        """The first stream takes values, the last of them with this index path, all of one repetition of the source."""
+        self._streams[0].last = path
+        if self._repeats and self.entered is not None and not (self.entered and path[:1] == self._time):
+            self._time = path[:1]
+            self.entered.append(Time(self._time))
+
+    def enter(self, values: Iterable[Any], places: Sequence[Place] | None = None) -> None:
+        """Let the first stream take values again that had ``entered``; their results were given out.
+
+        ``places``: where the streams were afterwards; None: where they are.
+        """
         self._again = True
+        time: Path = ()
         for value in values:
-            for _ in self._given_out(0, self._kept[0].add(value), value, ()):
+            if type(value) is Time:
+                time = value.head
+                continue
+            path = time
+            if self._paths:
+                path, value = value
+            self._streams[0].first = None
+            for _ in self._given_out(0, self._added(0, value, path), value, path):
                 pass
+        for stream, place in zip(self._streams, places or (), strict=False):
+            stream.place = place
         self._again = self.deep = False
         self.entered = []
 
+    @property
+    def places(self) -> list[Place]:
+        """Where the streams are."""
+        return [stream.place for stream in self._streams]
+
     def finish(self) -> Results:
         """The results that come when there are no more values."""
-        for number, kept in enumerate(self._kept):
-            yield from self._given_out(number, kept.finish(), NO_ITEM, (self._given[number],))
+        for number, stream in enumerate(self._streams):
+            yield from self._given_out(number, stream.kept.finish(), NO_ITEM, (stream.given,))
 
     @property
     def missing(self) -> int:
         """How many more values the first stream expects to take before its next result; 0: it can't tell."""
-        return 0 if self._parts[0] or not self._kept else self._kept[0].missing
+        return 0 if self._parts[0] or not self._streams else self._streams[0].kept.missing
 
     @property
     def whole(self) -> bool:
         """Whether values that have ``entered`` are still as they came: the first stream takes none of them apart."""
-        return bool(self._kept) and self._kept[0].whole
+        return bool(self._streams) and self._streams[0].kept.whole
 
     @property
     def done(self) -> bool:
         """Whether a stream needs no more values."""
-        return any(kept.done for kept in self._kept)
+        return any(stream.kept.done for stream in self._streams)
+
+    def over(self, head: Path) -> bool:
+        """Whether a stream needs no more values of a repetition of the source."""
+        return any(stream.kept.over(head) for stream in self._streams)
 
     @property
-    def states(self) -> list[tuple[int, Any]]:
+    def states(self) -> list[Kept]:
         """For each stream how many results it has given, and what it keeps."""
-        return [(given, kept.state) for given, kept in zip(self._given, self._kept, strict=True)]
+        return [stream.state for stream in self._streams]
 
     def _after(self, part: int, value: Any, path: Path, reload: Callable[[], Any] | None = None) -> Results:
         """What comes of a value that has passed the streams before ``part``."""
@@ -171,27 +336,44 @@ class Row:
     def _into(self, number: int, results: Results) -> Results:
         if number and any(each.user_code for each in self._parts[number]):
             self.deep = True
+        stream = self._streams[number]
         for path, value, known in results:
             if known & FAILED:
                 yield path, value, FAILED
-            else:
+            elif stream.first is None or index_of(path) >= stream.first:
+                stream.first = None
                 if not number and self.entered is not None:
-                    self.entered.append(value)
-                yield from self._given_out(number, self._kept[number].add(value), value, path)
+                    if self._repeats:
+                        self.came(path)
+                    self.entered.append((path, value) if self._paths else value)
+                yield from self._given_out(number, self._added(number, value, path), value, path)
             del value  # not kept alive while the next one is made
+
+    def _added(self, number: int, value: Any, path: Path) -> Iterator[Any]:
+        kept = self._streams[number].kept
+        if kept.wants_paths:
+            kept.path = path
+        return kept.add(value)
 
     def _given_out(self, number: int, results: Iterator[Any], value: Any, path: Path) -> Results:
         """What a stream gives out for a value, through the rest of the row."""
+        stream = self._streams[number]
+        if value is not NO_ITEM:
+            stream.last = path
         while True:
             try:
                 result = next(results)
             except StopIteration:
                 return
             except self._watch.caught as error:
-                yield path, failed(error, self._streams[number], value), FAILED
+                yield path, failed(error, stream.stream, value), FAILED
                 return
-            given = (self._given[number],)
-            self._given[number] += 1
+            if self._repeats and (head := stream.kept.head(stream.last)) != stream.head:
+                stream.begin(head)
+            given = (*stream.head, ORIGIN | len(stream.origin), *stream.origin, stream.given)
+            stream.given += 1
+            if stream.last:
+                stream.origin = stream.kept.origin(stream.last)
             if self._again and number + 1 == len(self._streams):
                 continue
             for below, each, known in self._after(number + 1, result, given):
@@ -247,6 +429,8 @@ def _try(
 ) -> Generator[Result, None, tuple[Problem | None, Given]]:
     """One try -> the problem, if any, and what an iterator has given by now."""
     for number, operator in enumerate(operators):
+        if operator.setting is not None:
+            operator.setting.at(index_of(path), behind=origin_of(path) is not None)
         try:
             outputs = watch.call(operator, operator.outputs, value) if called is None else called()
         except watch.caught as error:
@@ -272,6 +456,8 @@ def _several(
         return None, len(found), Given(len(found))
     digested = None if operator.retry is None else watch.digest
     while True:
+        if operator.setting is not None:
+            operator.setting.at((*index_of(path), position), behind=origin_of(path) is not None)
         try:
             each = watch.call(operator, next, results)
         except StopIteration:

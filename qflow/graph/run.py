@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from qflow.errors import GraphError, StepTimeout, got
+from qflow.graph.context import check_params
 from qflow.graph.options import MARK_WORDS, RunOptions, options_of
 from qflow.graph.sizes import budget
 from qflow.graph.source import check_source, source_length
@@ -23,6 +24,8 @@ from qflow.graph.source import check_source, source_length
 if TYPE_CHECKING:
     from qflow.graph.flow import Flow, Joins
     from qflow.graph.plan import Plan
+    from qflow.graph.resume import Resumption
+    from qflow.graph.row import Path
 
 _UNKNOWN = (
     "The number of results is not known before they came: the source, a generator step, `qf.filter`, `qf.unpack` "
@@ -78,19 +81,34 @@ class Run(ABC, Iterator[B], Generic[B]):
 
     Attributes:
         failures: the items that failed so far, in order; with ``on_error="raise"`` at most one.
+        seed: from which all its random numbers follow: ``pipe(source, seed=run.seed)`` draws them again.
     """
 
-    def __init__(self, length: int | None, options: RunOptions) -> None:
+    def __init__(self, length: int | None, options: RunOptions, plan: Plan) -> None:
         self._length = length
         self._options = options
+        self._plan = plan
+        self._resumption: Resumption | None = None  # while results come that the run before has given
+        if options.resume is not None:
+            from qflow.graph.resume import resumption
+
+            self._resumption = resumption(plan, options)
+        self._dropped = 0  # results that the run before has given
+        self._source_length: int | None = None
+        self._failed: list[Path] = []  # the paths of failures
         self._over = False
         self._deadline: float | None = None  # of the monotonic clock, for the result that is asked for
         self._ready: deque[B] = deque()  # results that need only be given out
         self.failures: list[ItemFailure] = []
+        self.seed = options.context.seed
 
     @abstractmethod
     def _next(self) -> B:
         """The next result, or `Told` of a failure, or StopIteration at the end; may raise `NotYet` after ``_deadline``."""
+
+    def _last(self) -> tuple[Path, int]:
+        """The index path of the last result or failure that was given out, and how many results there were; see `row`."""
+        raise GraphError(f"{type(self).__name__} does not know the paths of its results.")
 
     @abstractmethod
     def close(self) -> None:
@@ -155,16 +173,64 @@ class Run(ABC, Iterator[B], Generic[B]):
         try:
             while True:
                 try:
-                    return self._next()
+                    result = self._next()
                 except Told as told:
                     failure = told.failure
-                self._note(failure)
+                else:
+                    if self._resumption is None or not self._gave(self._resumption):
+                        return result
+                    continue
+                path = self._last()[0]
+                if not failure.fatal:
+                    self._failed.append(path)
+                if self._resumption is None or failure.fatal or not self._resumption.failed(path):
+                    self._note(failure)
         except NotYet:
             raise
         except BaseException:
             self._over = True
             self.close()
             raise
+
+    def _gave(self, resumption: Resumption) -> bool:
+        """Whether the run that this one goes on from has given out the last result."""
+        gave = resumption.gave(self._last()[0])
+        if gave:
+            self._dropped += 1
+        else:
+            self._resumption = None
+        return gave
+
+    def state_dict(self) -> dict[str, Any]:
+        """From where to go on behind the last result, with ``pipe(source, resume=state)``: numbers and texts, for JSON, too.
+
+        >>> import qflow as qf
+        >>> pipe = qf.map(abs) | qf.pack(2)
+        >>> run = pipe(range(7), engine="serial")
+        >>> next(run)
+        [0, 1]
+        >>> list(pipe(range(7), resume=run.state_dict()))
+        [[2, 3], [4, 5], [6]]
+
+        The results after that are those of the run that is not interrupted, with another ``n``, engine or bounds, too. What is
+        done again for them is at most what the steps between two streams (`pack`, `repack`, ...) made one value of; the source
+        is read from there on, by index where it is a list or map-style data set. Less than 1 KB.
+
+        Raises:
+            GraphError: the run is not ordered.
+        """
+        if not self._options.ordered:
+            raise GraphError("Results that come as they are ready have no place from which to go on. Write `ordered=True`.")
+        from qflow.graph.resume import state_of
+
+        path, results = self._last()
+        before = 0
+        if self._options.resume is not None:
+            before = self._options.resume.get("results", 0)
+            if results == self._dropped:
+                path = tuple(self._options.resume["path"])
+        results += before - self._dropped
+        return state_of(self._plan, self._options, self._source_length, path, results, self._failed)
 
     def _note(self, failure: ItemFailure) -> None:
         """List a failure, and raise it if it is not to be skipped."""
@@ -292,7 +358,20 @@ def start(flow: Flow[Any, Any], source: Any, engine: str | Engine, given: dict[s
     options = RunOptions(**{word: value for word, value in given.items() if word in own})
     chosen = engine_of(engine)
     planned = plan(flow, defaults | {"memory": options.memory})
-    return chosen.start(flow, planned, source, row_length(planned.operators, source_length(source)), options)
+    each = [*zip(planned.labels, planned.row, strict=True)]
+    names = {label: {name for function in operator.functions for name in function.parameters} for label, operator in each}
+    needs = {label: [name for function in operator.functions for name in function.needs] for label, operator in each}
+    check_params(options.params, names, needs)
+    items = source_length(source)
+    length = row_length(planned.operators, items)
+    if options.resume is not None:
+        from qflow.graph.resume import check_flow
+
+        check_flow(planned, items, options.resume)
+        length = None if length is None else max(0, length - options.resume.get("results", 0))
+    run = chosen.start(flow, planned, source, length, options)
+    run._source_length = items
+    return run
 
 
 def release(flow: Flow[Any, Any]) -> None:

@@ -20,12 +20,19 @@ def count(value: object, word: str, example: str) -> int:
     >>> count(3, "n", "qf.process(n=2)")
     3
     """
+    return whole(value, word, example, 1)
+
+
+def whole(value: object, word: str, example: str, least: int = 0) -> int:
+    """A whole number of at least ``least``, or a GraphError that names `word`."""
     try:
-        number = -1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+        number = least - 1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        number = -1
-    if number < 1:
-        raise GraphError(f"{word} must be a whole number of at least 1, but got {got(value)}. Write for example `{example}`.")
+        number = least - 1
+    if number < least:
+        raise GraphError(
+            f"{word} must be a whole number of at least {least}, but got {got(value)}. Write for example `{example}`."
+        )
     return number
 
 

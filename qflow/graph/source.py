@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from os import PathLike
 from types import UnionType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from qflow.errors import GraphError, annotate, describe, got, not_quiet
+from qflow.graph.context import PLAIN, Context
 from qflow.graph.function import is_iterable
 
 if TYPE_CHECKING:
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def source(values: Iterable[T]) -> Sourced[T]:
+def source(values: Iterable[T], *, shuffle: bool = False, seed: int | None = None) -> Sourced[T]:
     """Make any iterable the source of a flow, also one that is callable or defines ``|`` itself.
 
     >>> import qflow as qf
@@ -27,13 +30,21 @@ def source(values: Iterable[T]) -> Sourced[T]:
 
     Args:
         values: an iterable, or a map-style data set (``__len__`` and ``__getitem__``); read lazily.
+        shuffle: give them in another order in each epoch, a permutation of all. They are read by index, in the thread that
+            reads the source: where that is slow, shuffle the indices: ``qf.source(range(len(xs)), shuffle=True) | read``.
+            Holds 4 bytes for each item, and no items.
+        seed: of the order; the run's when not given.
     Raises:
-        GraphError: ``values`` is not one, or is a str, bytes, path or mapping.
+        GraphError: ``values`` is not one, or is a str, bytes, path or mapping; or it is to be shuffled and can't be indexed.
     """
     from qflow.graph.flow import Sourced
 
     check_source(values, explicit=True)
-    return Sourced(values)
+    if not shuffle:
+        return Sourced(values)
+    from qflow.graph.permuted import Permuted
+
+    return Sourced(Permuted(values, seed))
 
 
 def check_source(value: Any, *, explicit: bool = False) -> None:
@@ -71,13 +82,39 @@ def is_table(value: Any) -> bool:
     return hasattr(value, "columns")
 
 
-def items(value: Any) -> Iterator[Any]:
-    """The items of a source, lazily."""
-    return iter(value) if hasattr(type(value), "__iter__") else _indexed(value)
+class Source(ABC, Iterable[T]):
+    """A source that depends on the run, or that can begin anywhere by itself."""
+
+    @abstractmethod
+    def read(self, context: Context, start: int = 0) -> Iterator[T]:
+        """The items in a run, from one on."""
+
+    def depends(self, context: Context) -> bool:
+        """Whether its items, or their order, depend on the seed of the run."""
+        return False
+
+    def pick(self, context: Context, numbers: range) -> Iterator[T] | None:
+        """The items of these numbers, modulo how many there are; None: they can't be indexed."""
+        return None
+
+    def __iter__(self) -> Iterator[T]:
+        return self.read(PLAIN)
 
 
-def _indexed(value: Any) -> Iterator[Any]:
-    return (value[index] for index in range(len(value))) if hasattr(type(value), "__len__") else iter(value)
+def items(value: Any, context: Context = PLAIN, start: int = 0) -> Iterator[Any]:
+    """The items of a source in a run, lazily, from one on."""
+    if isinstance(value, Source):
+        return value.read(context, start)
+    sized = hasattr(type(value), "__len__")
+    if not hasattr(type(value), "__iter__"):
+        return (value[index] for index in range(start, len(value))) if sized else islice(iter(value), start, None)
+    if start and type(value) in (list, tuple, range):
+        there: Any = iter(value)
+        there.__setstate__(start)
+        return cast("Iterator[Any]", there)
+    if start and sized and isinstance(value, Sequence):
+        return (value[index] for index in range(start, len(value)))
+    return islice(iter(value), start, None) if start else iter(value)
 
 
 def source_length(value: Any) -> int | None:
@@ -94,10 +131,20 @@ _OURS = 4  # references to an iterator that only we hold: the dict's, the list's
 _used: dict[int, Any] = {}  # id -> weak reference, or for zip, map and their kin the iterator itself
 
 
-def use(value: Any) -> Iterator[Any]:
-    """Begin to read a source; an iterator can be begun only once."""
+def picked(value: Any, context: Context, numbers: range) -> Iterator[Any] | None:
+    """The items of a source with these numbers, modulo how many there are; None: it can't be indexed."""
+    if isinstance(value, Source):
+        return value.pick(context, numbers)
+    if isinstance(value, Sequence) or not hasattr(type(value), "__iter__"):
+        length = len(value)
+        return (value[number % length] for number in numbers)
+    return None
+
+
+def use(value: Any, context: Context = PLAIN, start: int = 0) -> Iterator[Any]:
+    """Begin to read a source in a run, from an item on; an iterator can be begun only once."""
     try:
-        iterator = items(value)
+        iterator = items(value, context)
     except StopIteration as error:
         raise annotate(not_quiet(error, "the source, when it was begun,"), "source", None, None) from error
     except GraphError:
@@ -117,7 +164,7 @@ def use(value: Any) -> Iterator[Any]:
             _used[key] = weakref.ref(value, lambda _: _used.pop(key, None))
         except TypeError:
             _used[key] = value
-    return iterator
+    return items(value, context, start) if start else iterator
 
 
 def _forget() -> None:

@@ -37,7 +37,7 @@ from collections.abc import MutableSequence
 from itertools import accumulate
 from typing import Any
 
-from qflow.graph.plan import MANY, WAITING, Plan
+from qflow.graph.plan import MANY, SHARING, WAITING, Plan
 
 SHIFT = 28  # 2**36 items of a step, 2**28 results of an item
 LOW = (1 << SHIFT) - 1
@@ -232,13 +232,14 @@ class Board:
     and results given before the claim's first, 10 its number + 1; of a stream: see `streaming`.
     ``at``: 0 what it does on user data: the phase (`Phase`), how many calls of user code the value has had, and
     its offset; 1 the entry's place + 1; 2 nanoseconds of the monotonic clock when this result began.
-    ``counts``: 0 nanoseconds in the step's code, 1 values taken, 2 results given, 3 tries after the first.
+    ``counts``: 0 nanoseconds in the step's code, 1 values taken, 2 results given, 3 tries after the first; then 0 to 2
+    for each of several steps that share the worker.
 
     Attributes:
         of_run: how many of the words are of one run; those behind them last as long as the cells.
     """
 
-    HAND, JOB, AT, COUNTS = 3, 15, 3, 4
+    HAND, JOB, AT, COUNTS, OF_PART = 3, 15, 3, 4, 3
     watched = False  # whether whoever acts on it stops at the failpoints
 
     def __init__(self, shape: Shape, words: Any) -> None:
@@ -248,7 +249,7 @@ class Board:
         self.hand: list[Any] = [self._cut(self.HAND) for _ in range(shape.participants)]
         self.job = [self._cut(self.JOB) for _ in range(shape.participants)]
         self.at = [self._cut(self.AT) for _ in range(shape.participants)]
-        self.counts = [self._cut(self.COUNTS) for _ in range(shape.participants)]
+        self.counts = [self._cut(self.COUNTS + SHARING * self.OF_PART) for _ in range(shape.participants)]
         self.of_run = self._at
         for edge in self.edges:
             edge.pages = self._cut(edge.shape.all_cells)

@@ -30,17 +30,24 @@ def statistics(
     board: Board,
     groups: Sequence[Group],
     seconds: float,
-    failed: Mapping[int, int],
+    failed: Mapping[tuple[int, str], int],
     died: Mapping[int, int],
     recycled: Mapping[int, int],
 ) -> list[StepStats]:
-    """The counts of every group after so many seconds."""
+    """The counts of every step after so many seconds; ``failed`` by group and step, the others by group."""
     found = []
     for number, group in enumerate(groups):
         first = board.edges[number + 1].first
         counts = [board.counts[who] for who in range(first, first + group.n)]
         busy, items, results, retried = (sum(each[k] for each in counts) for k in range(board.COUNTS))
-        share = busy / 1e9 / max(1e-9, seconds) / group.n
-        ends = failed.get(number, 0), retried, died.get(number, 0), recycled.get(number, 0)
-        found.append(StepStats(group.name, group.n, items, results, busy / 1e9, share, *ends))
+        ends = retried, died.get(number, 0), recycled.get(number, 0)
+        steps = [(group.name, group.n, items, results, busy, sum(failed[each] for each in failed if each[0] == number))]
+        for k, part in enumerate(group.parts):
+            at = board.COUNTS + k * board.OF_PART
+            busy, items, results = (sum(each[at + word] for each in counts) for word in range(board.OF_PART))
+            steps[k:] = [(part.name, part.n, items, results, busy, failed.get((number, part.name), 0))]
+        for name, n, items, results, busy, failures in steps:
+            share = busy / 1e9 / max(1e-9, seconds) / n
+            found.append(StepStats(name, n, items, results, busy / 1e9, share, failures, *ends))
+            ends = 0, *ends[1:]  # tries are the first one's
     return found

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from qflow.errors import TransportError, annotate
+from qflow.graph.row import Path, index_of
 from qflow.graph.run import ItemFailure, Told
 from qflow.runtime.board import ERROR, KEPT, KINDS, PACKED, SHIFT, VIEWS, Board
 from qflow.runtime.codec import decode, path_of, poison
@@ -60,7 +61,7 @@ class Consumer:
         ordered: in order, or as they come.
         poison: overwrite cells that are free.
     Attributes:
-        failed: how many items failed, of each group.
+        failed: how many items failed, of each group and step.
         ready: results that need only be given out.
         returned: cells whose last view is gone.
     """
@@ -72,8 +73,17 @@ class Consumer:
         self.ready: deque[Any] = deque()  # values that are taken, for the user
         self._mixed: deque[Any] = deque()  # the same, when some of them are broken
         self._broken: dict[int, ItemFailure] = {}  # how many of them follow one that can't be built in this process
-        self.failed: Counter[int] = Counter()
+        self.failed: Counter[tuple[int, str]] = Counter()
+        self._given = 0  # results that were taken
+        self._paths: Callable[[int], Path] = lambda k: ()  # of those that were taken last
+        self._count = 1  # of them
         self.returned: deque[int] = leases.cells.returned
+
+    @property
+    def last(self) -> tuple[Path, int]:
+        """The index path of the last result or failure that was given out, and how many results there were."""
+        left = len(self.ready) + len(self._mixed)
+        return self._paths(self._count - left - 1), self._given - left
 
     def take(self) -> Acting:
         """The next result, or `OVER` at the end; `Told` in place of one that failed."""
@@ -95,14 +105,20 @@ class Consumer:
     def _several(self, claim: Claim) -> Acting:
         """Take small values out of their cell."""
         reader = read(self._leases.cells.region(claim.cell), claim.offset, claim.values)
-        values = reader.values(read_only=False) if isinstance(reader, Table) else []
+        values: list[Any]
+        values, paths = (reader.values(read_only=False), []) if isinstance(reader, Table) else ([], [])
         broken = {}
         for k in range(len(values), claim.values):
             try:
-                values.append(reader.load(k, read_only=False)[0])
+                value, path = reader.load(k, read_only=False)
             except (Exception, SystemExit, GeneratorExit) as error:  # but not Ctrl-C
-                broken[claim.values - k] = self._not_loaded(reader.path(k), error)
-                values.append(None)
+                value, path = None, reader.path(k)
+                broken[claim.values - k] = self._not_loaded(path, error)
+            values.append(value)
+            paths.append(path)
+        self._paths = reader.paths_kept() if isinstance(reader, Table) else paths.__getitem__
+        self._count = claim.values
+        self._given += claim.values
         (self._mixed if broken else self.ready).extend(values)
         self._broken = broken
         yield from self._cursor.done(claim)
@@ -110,20 +126,23 @@ class Consumer:
     def _single(self, claim: Claim) -> Acting:
         """A value that has a cell of its own, or an error."""
         if claim.kind & ERROR:
-            failure = decode(self._leases.cells, claim.cell, read_only=False, views=False)[0]
+            failure, path, _ = decode(self._leases.cells, claim.cell, read_only=False, views=False)
+            self._paths, self._count = _always(path), 1
             yield from self._free(claim)
-            self.failed[failure.group] += 1
+            self.failed[failure.group, failure.step] += 1
             raise Told(failure.told())
         if self.returned:
             yield from self.unkeep()
         held, each = self._leases.held, self._taker.edge.cells_each
         views = len(held) < VIEWS or sum(cell // each == claim.cell // each for cell in held) < VIEWS
         try:
-            value, _, viewing = decode(self._leases.cells, claim.cell, read_only=False, views=views)
+            value, path, viewing = decode(self._leases.cells, claim.cell, read_only=False, views=views)
         except (Exception, SystemExit, GeneratorExit) as error:  # but not Ctrl-C
             told = Told(self._not_loaded(path_of(self._leases.cells, claim.cell), error))
             yield from self._free(claim)
             raise told from None
+        self._paths, self._count = _always(path), 1
+        self._given += 1
         if viewing:
             self._leases.held.add(claim.cell)
         yield from self._free(claim, viewing)
@@ -132,13 +151,13 @@ class Consumer:
     def _not_loaded(self, path: tuple[int, ...], error: BaseException) -> ItemFailure:
         """For a result that can't be built in this process; the step that made it is to blame."""
         group = len(self._names) - 1
-        self.failed[group] += 1
         step = self._names[group] if self._names else "source"
+        self.failed[group, step] += 1
         if not isinstance(error, TransportError):
             told = TransportError(f"A result can't be built in this process ({type(error).__name__}: {error}).")
             told.__cause__ = error
             error = told
-        return ItemFailure(annotate(error, step, path, None), step, path, None)
+        return ItemFailure(annotate(error, step, index_of(path), None), step, index_of(path), None)
 
     def _free(self, claim: Claim, viewing: bool = False) -> Acting:
         """The entry's cell is no longer needed, or kept by views."""
@@ -152,6 +171,10 @@ class Consumer:
             if self._poison:
                 poison(self._leases.cells, cell)
             yield from self._taker.unkeep(cell)
+
+
+def _always(path: Path) -> Callable[[int], Path]:
+    return lambda k: path
 
 
 class Cursor:

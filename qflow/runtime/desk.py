@@ -8,22 +8,26 @@ worker (`board`), so that its death can be charged to the right call.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import pickle
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
 from qflow.errors import NondeterministicStep, TransportError
+from qflow.graph.context import PLAIN, Context
 from qflow.graph.markers import CLOSE, MARKS
 from qflow.graph.options import NOTHING
 from qflow.graph.plan import SMALL, Group
-from qflow.graph.row import FAILED, LAST, MANY, NO_ITEM, Caught, Failed, Path, Results, Row, Watch, fewer, other
+from qflow.graph.row import FAILED, LAST, MANY, NO_ITEM, Caught, Failed, Kept, Path, Results, Row, Watch, fewer, other
 from qflow.runtime.board import CALLS, DATA, DONE, END, ERROR, GIVEN, OFFSET, PACKED, VIEWS, Board, Phase
 from qflow.runtime.codec import decode, digest, encode, path_of, poison
 from qflow.runtime.dash import Dash
 from qflow.runtime.failure import bytes_of, failure_of, parcel_of
+from qflow.runtime.gates import Gate, gates_of
 from qflow.runtime.ledger import Orders, Verdict
 from qflow.runtime.log import copied
 from qflow.runtime.outgoing import Outgoing
@@ -39,10 +43,25 @@ DASH = 256  # values that go the quick way before the worker looks up
 IDLE, LOAD, RUN, SEND = map(int, (Phase.IDLE, Phase.LOAD, Phase.RUN, Phase.SEND))  # plain numbers: they are stored often
 
 
-def _plain(group: Group) -> Callable[[Any], Any] | None:
+def _plain(group: Group, context: Context) -> Callable[[Any], Any] | None:
     """The function of a step that does nothing else; a value at a time is timed, and counted, by others."""
     (first, *more), options = group.operators, group.options
-    return None if more or group.stream or options.limited or options.timeout else first.plain()  # type: ignore[attr-defined]
+    if more or group.stream or options.limited or options.timeout or first.depends(context):
+        return None
+    return first.plain(context)  # type: ignore[attr-defined, no-any-return]
+
+
+def _wait(given: Any) -> Any:
+    from qflow.runtime.awaiting import of_worker  # asyncio takes 50 ms to load
+
+    return of_worker.wait(given)
+
+
+def _context(orders: Orders, group: Group | None) -> Context:
+    """That of the run; threads share the global generators, so that these can't follow an item."""
+    context: Context = pickle.loads(orders.context) if orders.context else PLAIN
+    several = group is not None and group.placement == "thread" and group.n > 1
+    return dataclasses.replace(context, seeded=False) if several else context
 
 
 NO_CLAIM = Claim(-1, -1, 0, 0, 0, 0)
@@ -61,6 +80,7 @@ class Desk:
     streams = False
     group: Group | None = None  # with the user's classes built
     orders = Orders()
+    context = PLAIN  # of the run
 
     def __init__(self, board: Board, names: tuple[str, ...], number: int, me: int, inputs: Any, outputs: Any) -> None:
         self.board, self.number, self.me = board, number, me
@@ -88,6 +108,8 @@ class Desk:
         self._claim, self._k = NO_CLAIM, 0
         self._known = 0  # results to come of the value at work that a predecessor has published
         self._gated = self._careful = False
+        self._gates: dict[int, Callable[..., Any]] = {}
+        self._idle = 0  # nanoseconds of this result in which the worker was not busy
         self._packer, self._filling = Packer(), Filling(outputs)
         self._outgoing = Outgoing(outputs, self._packer)
         self._reader: Table | RecordReader | None = None  # of the small values in the worker's hands
@@ -116,23 +138,47 @@ class Desk:
             "release": self._release,
         }
 
-    def start(self, orders: Orders, gate: threading.Lock | None = None) -> None:
-        """Be ready for a run of the group, which is not looked at when the step is given up."""
+    def start(self, orders: Orders, gate: threading.Lock | None = None, shared: Sequence[threading.Semaphore] = ()) -> None:
+        """Be ready for a run of the group, which is not looked at when the step is given up.
+
+        ``gate``: for user code that runs in one thread at a time; ``shared``: for the steps that share the threads.
+        """
         self.orders, self._gate = orders, gate or self._gate
+        self._gates = {} if self.group is None else self._gates_of(self.group, shared)
         self._claim, self._reader, self._values, self._outcome = NO_CLAIM, None, None, None  # of a run that was cancelled
         self._begun, self._blanked = 0, (-1, -1)
         self.pace.restart()
         self.outputs.forget()
         self._careful = bool(orders.verdicts or orders.suspects or orders.poison)
-        self._function = None if self._careful or self.group is None else _plain(self.group)
+        self.context = _context(orders, self.group)
+        self._function = None if self._careful or self.group is None else _plain(self.group, self.context)
         options = NOTHING if self.group is None else self.group.options
         self._alone = bool(options.limited or options.timeout or orders.verdicts or orders.suspects)
-        self._watch = Watch(self.caught, self._enter, self._leave, self._copy, digest, many=not self.streams)
+        many = not self.streams
+        self._watch = Watch(self.caught, self._enter, self._leave, self._copy, digest, many, self.context, wait=_wait)
         self._row = self._row_at_start()
         self.at[0] = IDLE
 
     def _row_at_start(self) -> Row | None:
-        return None if self.orders.fatal or self.group is None else Row(self.group.operators, self._watch)
+        return None if self.orders.fatal or self.group is None else self._row_of(self.group)
+
+    def _gates_of(self, group: Group, shared: Sequence[threading.Semaphore]) -> dict[int, Callable[..., Any]]:
+        """For the place of each operator that shares the threads what calls it."""
+        size, first = self.board.OF_PART, self.board.COUNTS
+        gates = {}
+        for number, (part, open_) in enumerate(zip(group.parts, shared or gates_of(group.parts), strict=True)):
+            counts = self.counts[first + number * size : first + (number + 1) * size]
+            gates[part.place] = Gate(open_, counts, self.now, self._not_busy).call
+        return gates
+
+    def _not_busy(self, nanoseconds: int) -> None:
+        """The worker has waited for its turn, while its clock ran."""
+        self._idle += nanoseconds
+
+    def _row_of(self, group: Group, states: Sequence[Kept] | None = None) -> Row:
+        return Row(
+            group.operators, self._watch, states, group.labels or None, self.orders.starts.get(self.number, ()), self._gates
+        )
 
     def info(self) -> WorkerInfo:
         """What the step may know of its worker."""
@@ -406,7 +452,8 @@ class Desk:
             self._open = False
             return None
         finally:
-            self.counts[0] += self.now() - begun
+            self.counts[0] += self.now() - begun - self._idle
+            self._idle = 0
         last = bool(known & LAST)
         self._open = not last
         if known & FAILED:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import cloudpickle
 
 from qflow.errors import QFlowError, RemoteTraceback, StepError, annotate
-from qflow.graph.row import Failed
+from qflow.graph.row import Failed, index_of
 from qflow.graph.run import ItemFailure
 from qflow.runtime.board import END, ERROR
 from qflow.runtime.codec import Body, decode, encode
@@ -67,8 +67,9 @@ def failure_of(failed: Failed, path: tuple[int, ...] | None, pid: int | None) ->
         error.add_note(
             "qflow: a worker's input arrays are read-only; work on `x.copy()`, or write `y = x * 2` in place of `x *= 2`."
         )
+    index = None if path is None else index_of(path)
     attempts = max(failed.attempts, error.attempts if isinstance(error, QFlowError) else 1)
-    return Failure(_travelling(error), _words(error, failed.step), _trace(error), failed.step, path, failed.what, pid, attempts)
+    return Failure(_travelling(error), _words(error, failed.step), _trace(error), failed.step, index, failed.what, pid, attempts)
 
 
 def parcel_of(failure: Failure, path: tuple[int, ...], *, last: bool = True) -> Parcel:

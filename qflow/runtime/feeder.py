@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextvars
 import os
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from functools import partial
 from itertools import chain, islice
 from typing import Any
 
 from qflow.errors import TransportError, describe
-from qflow.graph.flow import Operator
+from qflow.graph.context import PLAIN, Context
 from qflow.graph.plan import Plan
-from qflow.graph.row import FAILED, Failed, Path, Row
+from qflow.graph.reading import Reading
+from qflow.graph.resume import FRESH, Resumption
+from qflow.graph.row import FAILED, Failed, Path, Row, Watch
 from qflow.runtime.board import DATA, END
 from qflow.runtime.crew import Crew
 from qflow.runtime.failure import bytes_of, failure_of, parcel_of
@@ -29,9 +31,9 @@ THERE = type(iter(range(0))), type(iter(range(1 << 70))), type(iter(_NONE)), typ
 
 
 class Feeder:
-    """Pulls the source no faster than the bounds allow; ``hold`` for what items refer to, ``collect`` as in `parcels`."""
+    """Pulls the source's `parcels` no faster than the bounds allow; ``hold`` for what items refer to."""
 
-    def __init__(self, crew: Crew, plan: Plan, values: Iterator[Any], hold: Hold, *, collect: bool) -> None:
+    def __init__(self, crew: Crew, items: Iterator[Parcel], hold: Hold) -> None:
         self._crew, self._over = crew, False
         self._touching = threading.Lock()  # held while the crew is touched, but for the wait for its bell
         self._waiting = False
@@ -39,7 +41,7 @@ class Feeder:
         self._done = threading.Event()  # not `join`, which would give a thread of `_thread` a name that stays
         crew.channels.first.forget()
         self._filling = Filling(crew.channels.first)
-        self._items = parcels(values, plan.feed, crew.channels.first.stride, collect=collect, many=plan.bounds[0] is None)
+        self._items = items
 
     def start(self) -> None:
         """Begin to pull."""
@@ -104,37 +106,54 @@ class Feeder:
             action, outcome = actions.send(outcome), None
 
 
-def parcels(
-    values: Iterator[Any], feed: Sequence[Operator[Any, Any]], most: int, *, collect: bool, many: bool = False
-) -> Iterator[Parcel]:
-    """The source's items through the feed's operators, encoded in at most so many bytes; each ends its item of the edge.
+def feed_row(plan: Plan, context: Context = PLAIN, resumed: Resumption = FRESH) -> Row:
+    """What a run does where its source is read."""
+    return Row(plan.feed, Watch(context=plan.context(context)), None, plan.feed_labels, resumed.feed)
 
-    A failure of the source itself is the last; ``collect``: failures bring the value that failed; ``many``: numbers
-    that are there already may come together.
+
+def is_quick(plan: Plan) -> bool:
+    """Whether numbers that are there already may come together."""
+    return not plan.feed and plan.bounds[0] is None and plan.times == 1 and plan.shard is None
+
+
+def parcels(readings: Iterator[Reading], row: Row, most: int, *, collect: bool, many: bool = False) -> Iterator[Parcel]:
+    """The source's items through the feed, encoded in at most so many bytes; each ends its item of the edge.
+
+    A failure of the source itself is the last; ``collect``: failures bring the value that failed; ``many``: as `is_quick` says.
     """
-    row, packer = Row(feed), Packer()
-    number = 0
-    if many and not feed and type(values) in THERE:
-        values, number = yield from _numbers(values)
-    while True:
-        try:
-            value = next(values)
-        except StopIteration:
-            return
-        except BaseException as error:  # whatever it is, the consumer must hear of it
-            failure = failure_of(Failed(error, "source", None, None), (number,), None)
-            yield parcel_of(failure._replace(fatal=True), (number,))
-            return
-        for path, result, known in row.add(value, (number,)):
-            yield _failed(result, path, collect) if known & FAILED else _parcel(packer, result, path, most, collect)
-            del result
-        number += 1
-        del value  # not kept alive while the next one is waited for
+    packer = Packer()
+
+    def parcel(path: Path, result: Any, known: int) -> Parcel:
+        return _failed(result, path, collect) if known & FAILED else _parcel(packer, result, path, most, collect)
+
+    for reading in readings:
+        if row.done:
+            break
+        values, number = reading.items, reading.number
+        if many and type(values) in THERE:
+            values, number = yield from _numbers(values, number)
+        while not row.over(reading.head):
+            path = (*reading.head, number)
+            try:
+                value = next(values)
+            except StopIteration:
+                break
+            except BaseException as error:  # whatever it is, the consumer must hear of it
+                failure = failure_of(Failed(error, "source", None, None), path, None)
+                yield parcel_of(failure._replace(fatal=True), path)
+                return
+            for each in row.add(value, path):
+                yield parcel(*each)
+                del each
+            number += reading.step
+            del value  # not kept alive while the next one is waited for
+    for each in row.finish():
+        yield parcel(*each)
 
 
-def _numbers(values: Iterator[Any]) -> Generator[Parcel, None, tuple[Iterator[Any], int]]:
-    """The plain numbers with which a source begins -> the rest of it, and how many they were."""
-    number, size = 0, 1
+def _numbers(values: Iterator[Any], number: int) -> Generator[Parcel, None, tuple[Iterator[Any], int]]:
+    """The plain numbers with which a source begins -> the rest of it, and its first item's number."""
+    size = 1
     while chunk := list(islice(values, size)):
         numbers = Numbers.of(chunk, number)
         if numbers is None:

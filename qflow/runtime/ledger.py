@@ -15,6 +15,7 @@ from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 from qflow.errors import QFlowError, StepTimeout, TransportError, WorkerDied
+from qflow.graph.row import Start
 from qflow.runtime.board import CALLS, CLOSED, ENDED, LOW, OFFSET, SHIFT, Board, Edge, Phase
 
 STORM = 5  # deaths of a step's workers with items in hand, and nothing committed between; one more for each further worker
@@ -77,6 +78,8 @@ class Orders(NamedTuple):
             in one thread at a time. The threads of a process share the set.
         fatal: the step is given up; the next item fails with this, for all policies.
         poison: overwrite cells that are free, so that a view that should not be there shows itself.
+        context: of the run, pickled; empty: that of a run that says nothing.
+        starts: where the streams of each group begin, in the midst of a run.
     """
 
     collect: bool = False
@@ -85,6 +88,8 @@ class Orders(NamedTuple):
     suspects: set[Value] = set()
     fatal: Verdict | None = None
     poison: bool = False
+    context: bytes = b""
+    starts: dict[int, tuple[Start, ...]] = {}
 
 
 @dataclasses.dataclass(frozen=True)

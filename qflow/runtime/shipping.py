@@ -14,11 +14,12 @@ from types import ModuleType
 from typing import Any
 
 from qflow.errors import GraphError, describe
+from qflow.graph.context import Context
 from qflow.graph.function import Function
 from qflow.graph.plan import Group, Plan
 from qflow.runtime.codec import captured, sendable
 from qflow.runtime.environment import handles
-from qflow.runtime.places import carried
+from qflow.runtime.places import carried as captures
 from qflow.runtime.shared import Pickler
 
 
@@ -35,13 +36,23 @@ def pickled(group: Group) -> bytes:
     return file.getvalue()
 
 
+def carried(context: Context) -> bytes:
+    """A run's context as bytes."""
+    file = io.BytesIO()
+    for name, value in context.params.items():
+        if not sendable(value):
+            raise GraphError(f"The parameter `{name}` can't be sent to a worker, {describe(value)}. Make it inside the step.")
+    Pickler(file, 5).dump(context)
+    return file.getvalue()
+
+
 def _unpicklable(group: Group, error: Exception) -> GraphError:
     """Which step, and which object it carries."""
     for operator in group.operators:
         function = getattr(operator, "function", None)
         if not isinstance(function, Function) or sendable(operator):
             continue
-        for name, value in carried(function):
+        for name, value in captures(function):
             if not sendable(value):
                 return GraphError(
                     f"Step {operator.name!r} can't be sent to a worker: it captures `{name}`, {describe(value)} "

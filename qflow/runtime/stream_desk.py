@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NamedTuple
 
-from qflow.graph.row import NO_ITEM, Row
+from qflow.graph.row import NO_ITEM, Kept, Place, Row
 from qflow.runtime.board import PACKED, Board
 from qflow.runtime.desk import Desk
 from qflow.runtime.ledger import Verdict
@@ -23,6 +23,12 @@ GROWS, SNAPSHOT = 1 << 26, 1 << 22
 # A worker that is woken for each value of 0.1 ms spends 50 us on that, and who wakes it 25 (2 shared cores, Linux 6.18, virtual):
 # the bench's "hdf5-heavy" makes 115 batches/s with naps, 97 without.
 NAP, SEVERAL = 1_000_000, 4  # nanoseconds at most in which values may come unheard, and how many have to be expected
+
+
+class Places(NamedTuple):
+    """Among the values that the stream has taken: where it was then."""
+
+    there: list[Place]
 
 
 class StreamDesk(Desk):
@@ -66,16 +72,21 @@ class StreamDesk(Desk):
 
     def _restore(self, half: int, end: int) -> bool:
         """Build the stream, from what a predecessor has written down if there was one -> whether it needs no more."""
-        states, entered = None, []
+        states, entered, places = None, [], None
         if half == UNWRITTEN:
             lost = "died, and what its stream kept was lost with it, because it can't be sent to another process"
             self.orders = self.orders._replace(fatal=Verdict("died", f"A worker of step {self.name!r} {lost}."))
         if self.orders.fatal is not None or self.group is None:
             return False
         if half or end:
-            states, entered = self._states(half) if half else None, [*self._log.records(end)]
-        self._row = Row(self.group.operators, self._watch, states)
-        self._row.enter(entered)
+            states = self._states(half) if half else None
+            for each in self._log.records(end):
+                if type(each) is Places:
+                    places = each.there
+                else:
+                    entered.append(each)
+        self._row = self._row_of(self.group, states)
+        self._row.enter(entered, places)
         return self._row.done
 
     def _take_many(self, claim: Claim, k: int) -> int:
@@ -86,12 +97,16 @@ class StreamDesk(Desk):
             self._read(claim)
         if self._values is None:
             return 0
+        assert isinstance(self._reader, Table)
+        if self.context.repeats and self._reader.path(k)[0] != self._reader.path(claim.values - 1)[0]:
+            return 0  # of two repetitions of the source
         taken = self._row.take(self._values[k:])
         if taken:
-            assert isinstance(self._reader, Table)
             assert self._row.entered is not None
             self.counts[1] += taken
             self._row_bytes = self._reader.template.row
+            if self.context.repeats:
+                self._row.came(self._reader.path(k + taken - 1))
             part = self._reader.part(k, taken)
             self._row.entered += self._values[k : k + taken] if part is None else [part]
         return taken
@@ -129,7 +144,8 @@ class StreamDesk(Desk):
         self._since, self._given, row.deep = self._since or given > 0, 0, False
         if half != UNWRITTEN and not deep and (not given or row.whole):
             with contextlib.suppress(Exception):  # it can't be sent, but what is kept of it may
-                end = self._log.append(end, contents(entered))
+                tells = given or self.context.repeats
+                end = self._log.append(end, contents([*entered, Places(row.places)] if tells else entered))
                 if end <= max(SNAPSHOT if self._since else GROWS, 4 * self._snapshot):
                     return half, end
         self._since = False
@@ -142,15 +158,16 @@ class StreamDesk(Desk):
         """Write the state of the stream into the half that does not count -> which."""
         other = 2 if half == 1 else 1
         states, lists = [], []
-        for given, state in row.states:
-            listed = type(state) is list
-            lists.append(state if listed else [])
-            states.append((given, None if listed else state, len(lists[-1]), listed))
+        for kept in row.states:
+            listed = type(kept.state) is list
+            lists.append(kept.state if listed else [])
+            states.append((tuple(kept._replace(state=None) if listed else kept), len(lists[-1]), listed))
         values = chain([states], *lists)
         self._snapshot = self._log.write_snapshot(other - 1, contents([*values]))
         return other
 
-    def _states(self, half: int) -> list[tuple[int, Any]]:
+    def _states(self, half: int) -> list[Kept]:
         """What `_write_states` has written."""
         written = self._log.snapshot(half - 1)
-        return [(given, [*islice(written, length)] if listed else state) for given, state, length, listed in next(written)]
+        states = [(Kept(*kept), length, listed) for kept, length, listed in next(written)]
+        return [kept._replace(state=[*islice(written, length)]) if listed else kept for kept, length, listed in states]

@@ -136,6 +136,8 @@ def stream(board: Board, edge: int, me: int) -> Acting:
                 yield from numbered.give(parcel)
 
     done = yield ("restore", half, end)
+    if done:
+        yield from commit()
     while not done:
         if pushed and (sum(claim.values for claim in pushed) >= BULK or taker.found(place, offset) == NOTHING):
             yield from commit()

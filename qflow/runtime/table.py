@@ -380,5 +380,14 @@ class Reader:
 
     def path(self, k: int) -> Path:
         """The index path of one of them."""
-        first, *rest = self.paths[k * self.words : (k + 1) * self.words]
-        return first & ~CLOSED, *rest
+        return _path(self.paths, self.words, k)
+
+    def paths_kept(self) -> Callable[[int], Path]:
+        """What gives the index path of each, also when the cell is used for others."""
+        paths, words = memoryview(bytes(self.paths)).cast("Q"), self.words
+        return lambda k: _path(paths, words, k)
+
+
+def _path(paths: memoryview, words: int, k: int) -> Path:
+    first, *rest = paths[k * words : (k + 1) * words]
+    return first & ~CLOSED, *rest

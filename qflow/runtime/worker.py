@@ -36,6 +36,7 @@ from typing import Any, NamedTuple
 
 from qflow.errors import ResourceError
 from qflow.graph import bytesizes
+from qflow.graph.context import drawn_seed, seed_globals
 from qflow.graph.plan import Group
 from qflow.graph.row import Failed
 from qflow.runtime import heap, output
@@ -44,6 +45,7 @@ from qflow.runtime.desk import Desk
 from qflow.runtime.environment import take_over
 from qflow.runtime.failpoints import Failpoints
 from qflow.runtime.failure import failure_of
+from qflow.runtime.gates import gates_of
 from qflow.runtime.ledger import Orders
 from qflow.runtime.log import REGIONS, Log
 from qflow.runtime.memory import PAGE, Cells, bytes_needed, mapped, words_of
@@ -210,10 +212,12 @@ class Worker:
     def __init__(self, control: socket.socket, desks: list[Desk], bells: Sequence[int], cursor: tuple[int, int]) -> None:
         self.control, self.desks, self.bells, self.cursor = control, desks, bells, cursor
         self._gate = threading.Lock()
+        self._gates: list[threading.Semaphore] = []  # of the steps, where several share the threads
         self._group = b""  # pickled
         self._hold = Hold()  # of what the step refers to
         self._finished = 0  # items, of which a worker may be fit for some only
         self._leaving = False
+        self._seeded = False
         for desk in desks:
             desk.effects |= self._waiting(desk)
             desk.ring = desk.effects["ring"]
@@ -266,7 +270,7 @@ class Worker:
                 os.chdir(start.directory)
         output.adopt(start.levels, start.filters)
         if start.group is not None:
-            self._group, self._hold = start.group, Hold()
+            self._group, self._hold, self._gates = start.group, Hold(), []
         for desk in self.desks:
             here.info = desk.info  # for the constructors, too
             if start.group is not None:
@@ -278,7 +282,11 @@ class Worker:
             desk.between = self._between if limited else None
             if desk.group is not None:
                 _check_memory(desk.group)
-            desk.start(start.orders, self._gate)
+                self._gates = self._gates or gates_of(desk.group.parts)
+            desk.start(start.orders, self._gate, self._gates)
+        if not self._seeded:  # a copy of a process has its generators; torch begins with the same numbers everywhere
+            self._seeded = True
+            seed_globals(drawn_seed())
 
     def _run(self, incarnation: int) -> None:
         """One run of every desk."""
