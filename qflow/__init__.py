@@ -38,18 +38,21 @@ from qflow.errors import (
 from qflow.graph.flow import Flow
 from qflow.graph.markers import SKIP
 from qflow.graph.marks import filter, map, pool, process, queue, thread
+from qflow.graph.mix import mix
 from qflow.graph.rebatch import rebatch
 from qflow.graph.regroup import pack, repack, unpack
 from qflow.graph.repeat import repeat
 from qflow.graph.run import ItemFailure, Run, run
 from qflow.graph.shard import shard
 from qflow.graph.shuffle import shuffle
-from qflow.graph.source import mix, source
+from qflow.graph.source import source
 from qflow.graph.take import take
 
 if TYPE_CHECKING:
     from qflow.runtime.outgoing import empty
     from qflow.runtime.shared import shared
+    from qflow.train.cache import cache
+    from qflow.train.device import to_device
 
 __version__ = "0.1.0"
 
@@ -67,6 +70,7 @@ __all__ = [
     "StepTimeout",
     "TransportError",
     "WorkerDied",
+    "cache",
     "empty",
     "engines",
     "filter",
@@ -86,6 +90,7 @@ __all__ = [
     "source",
     "take",
     "thread",
+    "to_device",
     "unpack",
 ]
 
@@ -94,6 +99,8 @@ _LATER = {
     "empty": "qflow.runtime.outgoing",
     "shared": "qflow.runtime.shared",
     "testing": "qflow.testing",
+    "cache": "qflow.train.cache",
+    "to_device": "qflow.train.device",
     "train": "qflow.train",
     "worker": "qflow.runtime.whereabouts",
 } | dict.fromkeys(["Sequence", "ProcessStep", "PoolStep", "PackStep", "UnpackStep", "RepackStep"], "qflow.compat")

@@ -131,6 +131,13 @@ def test_processes_are_squares_and_threads_are_dots_in_one_process() -> None:
     assert "4 threads in 1 process" in svg(fetch | read)
 
 
+def test_the_ends_show_which_part_is_read_and_where_results_go() -> None:
+    flow = range(3) | qf.shard(1, 4, even="drop") | qf.take(2) | qf.process(abs) | qf.to_device("cpu")
+    for picture in (svg(flow), svg(flow, literal=True)):
+        assert "shard(1 of 4, drop) | take(2)" in picture
+        assert "to_device(cpu)" in picture
+
+
 def test_a_source_shows_its_type() -> None:
     assert "any iterable" in words(svg(PIPE))
     assert "ndarray" in words(svg(np.zeros((3, 2)) | PIPE))

@@ -28,6 +28,7 @@ from scipy import sparse
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 import qflow as qf
+from qflow.graph.context import Context
 from qflow.graph.markers import CLOSE
 from qflow.graph.marks import Gather
 
@@ -166,11 +167,11 @@ def test_every_flow_has_a_plan(flow: Any, n: int) -> None:
 
 
 @given(flows)
-def test_two_marked_steps_are_never_fused(flow: Any) -> None:
-    for group in flow.plan().groups:
-        assert sum(each.placement is not None for each in group.operators) <= 1
-    marked = sum(each.placement is not None for each in flow.operators)
-    assert sum(any(each.placement for each in group.operators) for group in flow.plan().groups) == marked
+def test_two_marked_steps_are_never_fused_but_threads(flow: Any) -> None:
+    plan = flow.plan()
+    marked = [[each.placement for each in group.operators if each.placement] for group in plan.groups]
+    assert all(len(placements) <= 1 or {*placements} == {"thread"} for placements in marked)
+    assert sum(map(len, marked)) == sum(each.placement is not None for each in flow.operators)
 
 
 @given(flows, sizes, flows)
@@ -733,6 +734,33 @@ def test_mix_keeps_every_item_and_each_sources_order(sources: list[list[int]], s
     assert found == list(mixed)
     assert len(mixed) == len(found)
     assert [[pair for pair in found if pair[0] == which] for which in range(len(sources))] == tagged
+
+
+@given(lists, st.integers(0, 99), st.integers(0, 60), st.integers(0, 3))
+def test_mix_begins_anywhere_and_mixes_each_epoch_anew(sources: list[list[int]], seed: int, start: int, epoch: int) -> None:
+    mixed, context = qf.mix(*sources, seed=seed), Context(epoch=epoch)
+    assert [*mixed.read(context, start)] == [*mixed.read(context)][start:]
+    assert [*qf.mix(*sources, seed=seed).read(context)] == [*mixed.read(context)]
+    long = qf.mix(range(50), [*"ab" * 25], seed=seed)
+    assert [*long.read(context)] != [*long.read(Context(epoch=epoch + 1))]
+
+
+def test_mix_reads_nothing_of_what_it_skips() -> None:
+    read = []
+
+    class Data:
+        def __len__(self) -> int:
+            return 1000
+
+        def __getitem__(self, index: int) -> int:
+            read.append(index)
+            return index
+
+    mixed = qf.mix(Data(), range(1000))
+    whole = [*mixed]
+    read.clear()
+    assert [*itertools.islice(mixed.read(Context(), 1500), 10)] == whole[1500:1510]
+    assert len(read) <= 10
 
 
 def test_mix_draws_by_weight() -> None:

@@ -38,6 +38,7 @@ PUBLIC = {
     "StepError",
     "TransportError",
     "WorkerDied",
+    "cache",
     "empty",
     "engines",
     "filter",
@@ -53,6 +54,7 @@ PUBLIC = {
     "shared",
     "source",
     "thread",
+    "to_device",
     "unpack",
 }
 

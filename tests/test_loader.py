@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 import qflow as qf
 
@@ -23,6 +25,10 @@ def legacy(value: Any) -> Any:
 
 def once(value: Any) -> Iterator[Any]:
     yield value
+
+
+def as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def flow(n: int = 1) -> Any:
@@ -143,3 +149,41 @@ def test_what_is_wrong_is_told() -> None:
     other.load_state_dict(state)
     with pytest.raises(qf.GraphError, match="The state is of another flow"):
         iter(other)
+
+
+@pytest.fixture
+def children() -> Iterator[None]:
+    """DataLoader's handler of signals goes again."""
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.usefixtures("children")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_data_loader_gives_its_batches_as_they_are(workers: int) -> None:
+    with qf.train.Loader(flow(), seed=4) as loader:
+        expected = [*loader]
+        loader.set_epoch(0)
+        data = qf.train.dataset(loader)
+        assert len(data) == len(loader)
+        assert [*DataLoader(data, batch_size=None, num_workers=workers, collate_fn=as_it_is)] == expected
+
+
+@pytest.mark.usefixtures("children")
+def test_a_data_loader_that_would_give_everything_twice_is_told() -> None:
+    data = qf.train.dataset(qf.train.Loader(flow(), engine="serial"))
+    with pytest.raises(qf.GraphError, match=r"Each of the 2 workers .* every batch would come 2 times"):
+        next(iter(DataLoader(data, batch_size=None, num_workers=2)))
+    with pytest.raises(qf.GraphError, match=r"`qf.train.dataset` takes a loader, but got \[1\]"):
+        qf.train.dataset([1])  # type: ignore[arg-type]
+
+
+def test_the_data_set_has_the_loader_s_state() -> None:
+    first, second = (qf.train.dataset(qf.train.Loader(flow(), seed=4, engine="serial")) for _ in range(2))
+    whole = [*first]
+    first.set_epoch(0)
+    results = iter(DataLoader(first, batch_size=None, collate_fn=as_it_is))
+    begun = [next(results) for _ in range(3)]
+    second.load_state_dict(first.state_dict())
+    assert [*begun, *second] == whole

@@ -58,6 +58,25 @@ STEPS = [
 ]
 
 
+SOURCES = [
+    range,
+    lambda items: qf.source(range(items), shuffle=True).source,
+    lambda items: qf.mix(range(items // 3), [*map(str, range(items - items // 3))], weights=[1, 3], seed=items),
+    lambda items: qf.mix(qf.source(range(items // 2), shuffle=True).source, dict.fromkeys(range(items // 2), 0).values()),
+    lambda items: qf.mix(range(items), Again(items)),
+]
+
+
+class Again:
+    """Numbers that nobody can count before they came."""
+
+    def __init__(self, items: int) -> None:
+        self.items = items
+
+    def __iter__(self) -> Iterator[int]:
+        yield from range(self.items)
+
+
 REPEAT = len(STEPS)
 
 
@@ -81,18 +100,18 @@ flows = flows_of()
 
 
 @settings(max_examples=200)
-@given(flows, st.integers(0, 25), st.integers(0, 40), st.integers(0, 40))
-def test_the_rest_is_that_of_the_whole(chosen: list[int], items: int, cut: int, again: int) -> None:
+@given(flows, st.sampled_from(SOURCES), st.integers(0, 25), st.integers(0, 40), st.integers(0, 40))
+def test_the_rest_is_that_of_the_whole(chosen: list[int], source: Any, items: int, cut: int, again: int) -> None:
     pipe = flow(chosen, 1)
-    whole = list(pipe(range(items), engine="serial", seed=1))
-    run = pipe(range(items), engine="serial", seed=1)
+    whole = list(pipe(source(items), engine="serial", seed=1))
+    run = pipe(source(items), engine="serial", seed=1)
     before = list(islice(run, cut))
     state = json.loads(json.dumps(run.state_dict()))
     assert state["results"] == len(before)
-    run = pipe(range(items), engine="serial", resume=state)
+    run = pipe(source(items), engine="serial", resume=state)
     middle = list(islice(run, again))
     state = json.loads(json.dumps(run.state_dict()))
-    after = list(pipe(range(items), engine="serial", resume=state))
+    after = list(pipe(source(items), engine="serial", resume=state))
     assert before + middle + after == whole
     assert len(json.dumps(state)) < 10_000
 

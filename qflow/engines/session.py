@@ -254,11 +254,17 @@ class Session:
 class ProcessRun(Run[Any]):
     """The consumer's handle of a session; dropping it stops the run."""
 
+    ahead = True
+
     def __init__(self, session: Session, length: int | None, options: RunOptions, flow: Flow[Any, Any]) -> None:
         super().__init__(length, options, session.plan)
         self._session = session
         self._ready = session.ready
         self._flow = flow  # a flow that nobody else holds keeps its workers as long as its run
+
+    @property
+    def cells(self) -> Any:
+        return self._session.crew.channels.leases.cells
 
     def _next(self) -> Any:
         return self._session.take(self._deadline)

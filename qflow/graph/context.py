@@ -37,6 +37,7 @@ class Context:
         seeded: the user chose the seed: global generators follow it, too.
         repeats: the source is repeated, and index paths begin with the repetition: epoch ``e + r``, item ...
         rank: which part of the source is read, whose streams number their results by themselves.
+        numbered: the source numbers its items so, too.
     """
 
     seed: int = 0
@@ -45,10 +46,11 @@ class Context:
     seeded: bool = False
     repeats: bool = False
     rank: int = 0
+    numbered: bool = False
 
     def key_at(self, label: str, path: tuple[int, ...], *words: object, behind: bool) -> int:
         """The key for what a step does with the value of an index path, ``behind`` a stream or not."""
-        if behind and self.rank:
+        if self.rank and (behind or self.numbered):
             words = (*words, "rank", self.rank)
         if self.repeats and path:
             return dataclasses.replace(self, epoch=self.epoch + path[0]).key(label, path[1:], *words)

@@ -126,21 +126,22 @@ def _as_written(operators: Sequence[Operator[Any, Any]]) -> Plan:
     """A plan without sizes and fusion: each operator a group, each queue a bound."""
     groups: list[Group] = []
     bounds: list[int | None] = [None]
-    for operator in operators:
+    last = operators[-1] if operators and operators[-1].last else None
+    for operator in operators[: len(operators) - (last is not None)]:
         if isinstance(operator, Queue):
             bounds[-1] = operator.maxsize
         else:
             groups.append(Group(operator.name, (operator,), operator.workers or 1, operator.placement or "process"))
             bounds.append(None)
-    return Plan((), tuple(groups), tuple(bounds))
+    return Plan((), tuple(groups), tuple(bounds), last=last)
 
 
 def _boxes(flow: Flow[Any, Any], plan: Plan) -> Iterator[Box]:
     source = _cut(type(flow.source).__name__) if isinstance(flow, Sourced) else "any iterable"
-    yield Box("source", source, operators_text(plan.feed))
+    yield Box("source", source, operators_text([*filter(None, [plan.shard]), *plan.feed]))
     for group in plan.groups:
         yield Box(group.name, workers_text(group), inside_text(group), group.n, group.placement)
-    yield Box("consumer", "your loop")
+    yield Box("consumer", "your loop", "" if plan.last is None else plan.last.name)
 
 
 def _label(boxes: Sequence[Box], plan: Plan) -> str:

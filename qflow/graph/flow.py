@@ -13,14 +13,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar, cast, final, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar, cast, final, overload
 
 from qflow.errors import GraphError, blame, got, not_quiet
 from qflow.graph import run as runs
 from qflow.graph.context import Context, Setting
 from qflow.graph.function import Function, function_of, function_text, is_function, opened
 from qflow.graph.markers import SKIP
-from qflow.graph.options import NOTHING, Options, Retry
+from qflow.graph.options import NOTHING, Options, Retry, RunOptions
 from qflow.graph.source import Source, check_source, is_source
 
 if TYPE_CHECKING:
@@ -111,8 +111,16 @@ class Operator(Joins[A, B]):
     """What its function gives is to be waited for."""
     feeds: ClassVar[bool] = False
     """Behind the source it runs where that is read."""
+    last: ClassVar[bool] = False
+    """It stands at the end of a flow, and works in the process that takes the results; see `follow`."""
+    locks: bool = False
+    """A device reads the results where they lie in shared memory, which therefore keeps its pages."""
     options: Options = NOTHING
     """What a mark promises."""
+    stored: str | None = None
+    """What it reads in place of the source: a fingerprint of that and the steps before."""
+    of_rank: int = 0
+    """Whose part of the source it reads so."""
     setting: Setting | None = None
     """Of a copy at work: the run on which it depends, and its name among the operators of the flow."""
 
@@ -153,6 +161,11 @@ class Operator(Joins[A, B]):
         """The step's name in plans, errors and statistics."""
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Its name, behind those of the operators in whose place it stands."""
+        return (self.name,)
+
+    @property
     def meaning(self) -> str:
         """What it does, in words: the same for all operators that give the same."""
         return repr(self)
@@ -181,12 +194,30 @@ class Operator(Joins[A, B]):
         """Itself with the user's classes built, ready for one worker."""
         return self
 
+    def begins(self, before: tuple[Operator[Any, Any], ...], source: Any, options: RunOptions) -> Beginning | None:
+        """What a run has in place of a source, the operators before this one, and itself; None: just those."""
+        return None
+
+    def follow(self, run: Run[Any]) -> Run[Any]:
+        """What its user iterates in place of a run, for an operator that is `last`."""
+        return run
+
     if not TYPE_CHECKING:  # for a checker it can't be called; here the error says what to write
 
         def __call__(self, *args, **options):
             raise GraphError(
                 f"{self!r} is an operator and can't be called. Run it by itself as `xs | {self!r}` or `qf.run({self!r}, xs)`."
             )
+
+
+class Beginning(NamedTuple):
+    """How a run begins: source and first operators; what is called when it is over, with whether it came to its end; and
+    whether this is the whole beginning, so that no operator before is asked."""
+
+    source: Any
+    operators: tuple[Operator[Any, Any], ...]
+    ended: Callable[[Run[Any], bool], None] | None = None
+    whole: bool = False
 
 
 class Each(Operator[A, B]):

@@ -84,6 +84,7 @@ class Plan:
         budgets: bytes of shared memory of each channel; None: as much as its bound lets it take.
         times: how often the source is read; None: for ever.
         shard: the part of the source that is read.
+        last: what is done with results in the process that takes them.
     """
 
     feed: tuple[Operator[Any, Any], ...]
@@ -94,11 +95,13 @@ class Plan:
     feed_labels: tuple[str, ...] = ()
     times: int | None = 1
     shard: Shard | None = None
+    last: Operator[Any, Any] | None = None
 
     def context(self, context: Context) -> Context:
         """A run's context as its steps see it."""
-        rank = 0 if self.shard is None else self.shard.now.index
-        return dataclasses.replace(context, repeats=self.times != 1, rank=rank)
+        stored = next((operator.of_rank for operator in self.row if operator.stored), 0)
+        rank = stored if self.shard is None else self.shard.now.index
+        return dataclasses.replace(context, repeats=self.times != 1, rank=rank, numbered=stored > 0)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -129,7 +132,8 @@ class Plan:
         steps = [f"{name:<{names}}  {who:<{workers}}  {inside}".rstrip() for name, who, inside in rows]
         channels = zip(self.bounds, self.budgets or (None,) * len(self.bounds), self.workers, strict=True)
         waits = [f"  |  {bound_text(bound)}{budget_text(budget, n)}" for bound, budget, n in channels]
-        return "\n".join([*itertools.chain.from_iterable(zip(steps, waits, strict=True)), "consumer"])
+        end = "consumer" if self.last is None else f"consumer  {self.last.name}"
+        return "\n".join([*itertools.chain.from_iterable(zip(steps, waits, strict=True)), end])
 
 
 def operators_text(operators: Sequence[Operator[Any, Any]]) -> str:
@@ -227,7 +231,8 @@ class _Draft:
 def make_plan(operators: Sequence[Operator[Any, Any]], defaults: Options, memory: int | None = None) -> Plan:
     """Resolve sizes, lower, fuse and name; the defaults are for marks that say nothing, ``memory`` for all channels."""
     resolved = tuple(operator.resolve().filled(defaults) for operator in operators)
-    flat, shard = _sharded([part for operator in resolved for part in operator.lower()])
+    flat, last = _ended([part for operator in resolved for part in operator.lower()])
+    flat, shard = _sharded(flat)
     flat, times = _repeated(flat)
     feed: list[Operator[Any, Any]] = []
     drafts: list[_Draft] = []
@@ -265,13 +270,28 @@ def make_plan(operators: Sequence[Operator[Any, Any]], defaults: Options, memory
         else:
             waiting.append(operator)
     settle(None)
-    labels = differing(operator.name for operator in flat if not isinstance(operator, Queue))
+    labels = _labels([operator.names for operator in flat if not isinstance(operator, Queue)])
     feed_labels = tuple(itertools.islice(labels, len(feed)))
     groups = tuple(
         dataclasses.replace(group, labels=tuple(itertools.islice(labels, len(group.operators)))) for group in _named(drafts)
     )
-    plan = Plan(tuple(feed), groups, tuple(bounds), resolved, feed_labels=feed_labels, times=times, shard=shard)
+    plan = Plan(tuple(feed), groups, tuple(bounds), resolved, feed_labels=feed_labels, times=times, shard=shard, last=last)
     return dataclasses.replace(plan, budgets=tuple(_budgets(plan, written, memory)))
+
+
+def _labels(names: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """For each operator its last name, which differs from all others."""
+    free = differing(name for each in names for name in each)
+    return (next(itertools.islice(free, len(each) - 1, None)) for each in names)
+
+
+def _ended(operators: list[Operator[Any, Any]]) -> tuple[list[Operator[Any, Any]], Operator[Any, Any] | None]:
+    """The operators before one that stands at the end, and that."""
+    rest, last = (operators[:-1], operators[-1]) if operators and operators[-1].last else (operators, None)
+    for operator in rest:
+        if operator.last:
+            raise GraphError(f"`{operator!r}` stands at the end of a flow: `pipe | {operator!r}`. Steps work before it.")
+    return rest, last
 
 
 def _sharded(operators: list[Operator[Any, Any]]) -> tuple[list[Operator[Any, Any]], Shard | None]:

@@ -85,6 +85,7 @@ def state_of(
         "seeded": context.seeded,
         "epoch": context.epoch,
         "shard": None if plan.shard is None else plan.shard.now.pair,
+        "stored": next((operator.stored for operator in plan.row if operator.stored), None),
         "path": [int(word) for word in path],
         "results": results,
         "failed": [[*index_of(each)] for each in failed if not at.failed(each)],
@@ -151,4 +152,5 @@ def check_flow(plan: Plan, length: int | None, state: Mapping[str, Any]) -> None
 
 def _meaning(plan: Plan) -> list[str]:
     """The operators as far as they decide what comes out."""
-    return [operator.meaning for operator in plan.operators if not isinstance(operator, Queue | Shard)]
+    kept = (operator for operator in plan.operators if not isinstance(operator, Queue | Shard) and not operator.last)
+    return [operator.meaning for operator in kept]

@@ -13,7 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
 from qflow.errors import GraphError, StepTimeout, got
 from qflow.graph.context import check_params
@@ -22,7 +22,7 @@ from qflow.graph.sizes import budget
 from qflow.graph.source import check_source, source_length
 
 if TYPE_CHECKING:
-    from qflow.graph.flow import Flow, Joins
+    from qflow.graph.flow import Flow, Joins, Operator
     from qflow.graph.plan import Plan
     from qflow.graph.resume import Resumption
     from qflow.graph.row import Path
@@ -84,6 +84,14 @@ class Run(ABC, Iterator[B], Generic[B]):
         seed: from which all its random numbers follow: ``pipe(source, seed=run.seed)`` draws them again.
     """
 
+    ahead: ClassVar[bool] = False
+    """Results are made while nobody waits for them."""
+
+    @property
+    def cells(self) -> Any:
+        """The shared memory in which its results lie, while it runs; None: nowhere."""
+        return None
+
     def __init__(self, length: int | None, options: RunOptions, plan: Plan) -> None:
         self._length = length
         self._options = options
@@ -97,6 +105,7 @@ class Run(ABC, Iterator[B], Generic[B]):
         self._source_length: int | None = None
         self._failed: list[Path] = []  # the paths of failures
         self._over = False
+        self._endings: list[Callable[[Run[B], bool], None]] = []  # called once it is over, with whether it came to its end
         self._deadline: float | None = None  # of the monotonic clock, for the result that is asked for
         self._ready: deque[B] = deque()  # results that need only be given out
         self.failures: list[ItemFailure] = []
@@ -187,10 +196,21 @@ class Run(ABC, Iterator[B], Generic[B]):
                     self._note(failure)
         except NotYet:
             raise
-        except BaseException:
+        except BaseException as error:
             self._over = True
             self.close()
+            self._ended(isinstance(error, StopIteration))
             raise
+
+    @property
+    def repetition(self) -> int:
+        """Of the source, to which the last result belongs."""
+        path = self._last()[0]
+        return path[0] if path and self._plan.times != 1 else 0
+
+    def _ended(self, whole: bool) -> None:
+        while self._endings:
+            self._endings.pop()(self, whole)
 
     def _gave(self, resumption: Resumption) -> bool:
         """Whether the run that this one goes on from has given out the last result."""
@@ -256,6 +276,7 @@ class Run(ABC, Iterator[B], Generic[B]):
     def __exit__(self, *exception: object) -> None:
         self._over = True
         self.close()
+        self._ended(False)
 
     def __reduce__(self) -> Any:
         raise TypeError("A run can't be copied or pickled; it holds workers. Pickle the flow instead.")
@@ -327,11 +348,15 @@ def engine_of(wanted: str | Engine) -> Engine:
 
 def plan(flow: Flow[Any, Any], options: dict[str, Any]) -> Plan:
     """The flow's plan for this moment: sizes read, workers counted."""
+    return _plan(flow.operators, options)
+
+
+def _plan(operators: tuple[Operator[Any, Any], ...], options: dict[str, Any]) -> Plan:
     from qflow.graph.plan import make_plan
 
     defaults = {word: value for word, value in options.items() if word != "memory"}
     memory = budget(options.get("memory"), 'pipe(xs, memory="4GB")')
-    return make_plan(flow.operators, options_of(defaults, "pipe(xs, {})"), memory)
+    return make_plan(operators, options_of(defaults, "pipe(xs, {})"), memory)
 
 
 def length(flow: Flow[Any, Any], source: Any) -> int:
@@ -357,8 +382,10 @@ def start(flow: Flow[Any, Any], source: Any, engine: str | Engine, given: dict[s
         raise GraphError(f"A run has no option `{unknown}`: there are {words}.")
     options = RunOptions(**{word: value for word, value in given.items() if word in own})
     chosen = engine_of(engine)
-    planned = plan(flow, defaults | {"memory": options.memory})
-    each = [*zip(planned.labels, planned.row, strict=True)]
+    source, operators, endings = _begun(source, flow.operators, options)
+    planned = _plan(operators, defaults | {"memory": options.memory})
+    written = planned if operators is flow.operators else _plan(flow.operators, defaults)
+    each = [*zip(written.labels, written.row, strict=True)]
     names = {label: {name for function in operator.functions for name in function.parameters} for label, operator in each}
     needs = {label: [name for function in operator.functions for name in function.needs] for label, operator in each}
     check_params(options.params, names, needs)
@@ -370,8 +397,24 @@ def start(flow: Flow[Any, Any], source: Any, engine: str | Engine, given: dict[s
         check_flow(planned, items, options.resume)
         length = None if length is None else max(0, length - options.resume.get("results", 0))
     run = chosen.start(flow, planned, source, length, options)
+    if planned.last is not None:
+        run = planned.last.follow(run)
     run._source_length = items
+    run._endings += endings
     return run
+
+
+def _begun(source: Any, operators: tuple[Operator[Any, Any], ...], options: RunOptions) -> tuple[Any, Any, list[Any]]:
+    """How a run begins, where an operator says it: the source, the operators, and what is called at the end."""
+    given, endings = operators, []
+    for number, operator in reversed([*enumerate(given)]):
+        found = operator.begins(given[:number], source, options)
+        if found is not None:
+            operators = (*found.operators, *operators[number + 1 :])
+            endings += [found.ended] if found.ended else []
+            if found.whole:
+                return found.source, operators, endings
+    return source, operators, endings
 
 
 def release(flow: Flow[Any, Any]) -> None:

@@ -141,8 +141,8 @@ def shuffle(buffer: int, *, seed: int | None = None) -> Shuffle:
     """Give items in a random order, which moves each by less than ``buffer`` places.
 
     >>> import qflow as qf
-    >>> list(qf.run(qf.shuffle(4), range(8), engine="serial", seed=1))
-    [0, 3, 2, 1, 4, 6, 5, 7]
+    >>> list(qf.run(qf.shuffle(4), range(8), engine="serial", seed=3))
+    [1, 0, 2, 5, 6, 4, 3, 7]
 
     Stream: T -> T. The order depends on the seed and the run's epoch alone: the same for any ``n``, another one in each epoch.
     Holds: fewer than ``buffer`` items, half of that on average; the first result comes before the buffer is full. Runs in: the

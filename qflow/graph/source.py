@@ -174,56 +174,6 @@ def _forget() -> None:
             del _used[key]
 
 
-def mix(*sources: Iterable[T], weights: Sequence[float] | None = None, seed: int = 0) -> Mix[T]:
-    """Several sources as one, drawn at random until all are used up; the same for the same seed.
-
-    >>> import qflow as qf
-    >>> sorted(qf.mix([1, 2], [3]))
-    [1, 2, 3]
-
-    Args:
-        sources: iterables; each keeps its own order.
-        weights: how often to draw from each, relative to each other; equal when not given.
-        seed: of the random generator; every iteration starts from it again.
-    Raises:
-        GraphError: a source can't be iterated, or ``weights`` has another length or a weight that is not above 0.
-    Source: Python's `random.Random` (Mersenne Twister).
-    """
-    for each in sources:
-        check_source(each, explicit=True)
-    chosen = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
-    if len(chosen) != len(sources) or any(weight <= 0 for weight in chosen):
-        raise GraphError(f"`weights` needs one number above 0 for each of {len(sources)} sources, but got {weights!r}.")
-    return Mix(sources, chosen, seed)
-
-
-class Mix(Iterable[T]):
-    """Sources drawn from at random; see `mix`."""
-
-    def __init__(self, sources: tuple[Iterable[T], ...], weights: list[float], seed: int) -> None:
-        self.sources, self.weights, self.seed = sources, weights, seed
-
-    def __iter__(self) -> Iterator[T]:
-        import random  # a source that draws is rare
-
-        draw = random.Random(self.seed)
-        left = [(use(each), weight) for each, weight in zip(self.sources, self.weights, strict=True)]
-        while left:
-            chosen = draw.choices(range(len(left)), [weight for _, weight in left])[0]
-            try:
-                value = next(left[chosen][0])
-            except StopIteration:
-                del left[chosen]
-                continue
-            yield value
-
-    def __len__(self) -> int:
-        lengths = [source_length(each) for each in self.sources]
-        if None in lengths:
-            raise TypeError("The number of items is not known before they came: a source of `qf.mix` does not say it.")
-        return sum(length or 0 for length in lengths)
-
-
 def is_grouped(value: Any) -> bool:
     """What `unpack`, `repack` and `pool` take apart: any iterable but str, bytes and mappings."""
     return isinstance(value, Iterable) and not isinstance(value, str | bytes | bytearray | Mapping)

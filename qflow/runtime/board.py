@@ -99,6 +99,7 @@ class EdgeShape:
             value passes in its turn, when no other such value of the edge is in use.
         slack: lanes that must be free before a producer that waited goes on, so that it is woken
             once for many small items.
+        locked: a device reads its cells where they lie; their pages are never given back.
     """
 
     producers: int
@@ -112,6 +113,7 @@ class EdgeShape:
     packed: tuple[int, ...] = ()
     share: int = 0
     spare: int = 0
+    locked: bool = False
 
     @functools.cached_property
     def large(self) -> int:
@@ -191,14 +193,13 @@ def shape_of(plan: Plan, *, ordered: bool = True) -> Shape:
     """The shape for a plan; only the last edge can be taken out of order."""
     takers = (*plan.workers[1:], 1)
     last = len(takers) - 1
-    return Shape(
-        tuple(
-            edge_shape(bound, producers, taking, ordered=ordered or e < last, memory=memory)
-            for e, (bound, memory, producers, taking) in enumerate(
-                zip(plan.bounds, plan.budgets, plan.workers, takers, strict=True)
-            )
-        )
-    )
+    edges = [
+        edge_shape(bound, producers, taking, ordered=ordered or e < last, memory=memory)
+        for e, (bound, memory, producers, taking) in enumerate(zip(plan.bounds, plan.budgets, plan.workers, takers, strict=True))
+    ]
+    if plan.last is not None and plan.last.locks and not edges[last].share:
+        edges[last] = dataclasses.replace(edges[last], locked=True)
+    return Shape(tuple(edges))
 
 
 class Edge:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import mmap
 import os
 import resource
@@ -30,6 +31,7 @@ from qflow.errors import ResourceError
 from qflow.graph.plan import SMALL
 from qflow.runtime.board import EdgeShape, in_pages
 from qflow.runtime.environment import lacking
+from qflow.runtime.locks import Locks
 
 MOST_STRIDE = 1 << 36  # bytes of addresses per cell: an item may have 64 GiB
 MOST_SPACE = 1 << 41  # bytes of addresses per crew, of the 2**47 that a process has: 64 crews may live
@@ -89,6 +91,7 @@ class Memory(mmap.mmap):
     """The mapped memory behind a descriptor."""
 
     _fd: int | None = None  # where pages must be allocated before they are written
+    locks: Locks | None = None
 
     def reserve(self, start: int, size: int) -> None:
         """Make sure that these bytes can be written; ResourceError if there is no room for them."""
@@ -100,6 +103,8 @@ class Memory(mmap.mmap):
             raise ResourceError(f"{size} bytes of shared memory were refused: {error}") from error
 
     def __del__(self) -> None:
+        if self.locks is not None:
+            self.locks.release()
         if self._fd is not None:
             os.close(self._fd)
 
@@ -198,8 +203,42 @@ class Cells:
         """Between runs others may have given pages back."""
         self._reserved.clear()
 
+    def lock(self, places: Iterable[tuple[int, int]], locks: Locks) -> set[int]:
+        """Let a device read these where they lie, which begin and end at addresses, as far as they are in cells.
+
+        Returns:
+            The addresses at which those begin that are locked; ``locks`` are kept for the next time.
+        """
+        if self._map.locks is None:
+            self._map.locks = locks
+        found: dict[int, int] = {}  # ends, by the cell's address
+        starts: dict[int, set[int]] = {}
+        for start, end in places:
+            cell = self._cell_at(start - self._base)
+            if cell is not None:
+                at = self._base + self._start(cell)
+                found[at] = max(end, found.get(at, 0))
+                starts.setdefault(at, set()).add(start)
+        return {start for at, end in found.items() if self._map.locks.cover(at, end) for start in starts[at]}
+
+    @functools.cached_property
+    def _base(self) -> int:
+        """The address of the mapping."""
+        return int(np.frombuffer(self._bytes, np.uint8, 1).ctypes.data)
+
+    def _cell_at(self, offset: int) -> int | None:
+        """The cell in which a byte of the mapping lies."""
+        large = self.shape.large * self.stride
+        producer, within = divmod(offset, large + self.shape.extra * SMALL)
+        if not 0 <= producer < self.shape.producers:
+            return None
+        number = within // self.stride if within < large else self.shape.large + (within - large) // SMALL
+        return producer * self.shape.cells + number
+
     def punch(self, cell: int, keep: int = 0) -> None:
         """Return the pages of a large cell to the system but for those of its first ``keep`` bytes."""
+        if self.shape.locked:
+            return
         self._reserved.pop(cell, None)
         keep = in_pages(keep)
         if keep < self.stride:

@@ -5,6 +5,22 @@ for epoch in range(3):
     for batch in loader: ...
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from qflow.train.loader import Loader as Loader
 
-__all__ = ["Loader"]
+if TYPE_CHECKING:
+    from qflow.train.iterable import dataset as dataset
+
+__all__ = ["Loader", "dataset"]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch loads on first use."""
+    if name != "dataset":
+        raise AttributeError(f"module 'qflow.train' has no attribute {name!r}")
+    from qflow.train.iterable import dataset
+
+    return dataset
