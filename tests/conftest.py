@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -45,3 +46,11 @@ def nothing_is_left(warm_nursery: None, no_leaks: None) -> None:
 def warm_nursery() -> None:
     """The process that makes workers stays over all tests, so that not each of them loads torch anew."""
     nursery.acquire()
+
+
+@pytest.fixture
+def dataloader(no_leaks: None) -> Iterator[None]:
+    """DataLoader sets a handler of SIGCHLD, which goes again; what is left is looked for afterwards."""
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)

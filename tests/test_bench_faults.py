@@ -148,3 +148,17 @@ def test_the_cost_of_a_message_is_told_for_each_party(capsys: pytest.CaptureFixt
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split()[-3:] == ["feeder", "worker", "consumer"]
     assert all(float(figure) > 0 for row in rows for figure in row.split()[-3:])
+
+
+@pytest.mark.usefixtures("dataloader")
+def test_the_way_to_a_device_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["device", "--device", "cpu", "--megabytes", "1", "--batches", "10", "--repeats", "1"]) == 0
+    title, head, *rows = capsys.readouterr().out.splitlines()
+    assert title.startswith("cpu, batches of 1.0 MB")
+    assert head.split() == ["batches/s", "GB/s", "wait,", "us"]
+    assert [row[:42].strip() for row in rows] == [
+        "qflow, qf.to_device",
+        "qflow, .to(device) in the loop",
+        "DataLoader, pinned, .to(non_blocking=True)",
+    ]
+    assert all(float(figure) > 0 for row in rows for figure in row[42:].split())

@@ -2,7 +2,6 @@
 
 import json
 import random
-import signal
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -151,15 +150,7 @@ def test_what_is_wrong_is_told() -> None:
         iter(other)
 
 
-@pytest.fixture
-def children() -> Iterator[None]:
-    """DataLoader's handler of signals goes again."""
-    before = signal.getsignal(signal.SIGCHLD)
-    yield
-    signal.signal(signal.SIGCHLD, before)
-
-
-@pytest.mark.usefixtures("children")
+@pytest.mark.usefixtures("dataloader")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_data_loader_gives_its_batches_as_they_are(workers: int) -> None:
     with qf.train.Loader(flow(), seed=4) as loader:
@@ -170,7 +161,7 @@ def test_a_data_loader_gives_its_batches_as_they_are(workers: int) -> None:
         assert [*DataLoader(data, batch_size=None, num_workers=workers, collate_fn=as_it_is)] == expected
 
 
-@pytest.mark.usefixtures("children")
+@pytest.mark.usefixtures("dataloader")
 def test_a_data_loader_that_would_give_everything_twice_is_told() -> None:
     data = qf.train.dataset(qf.train.Loader(flow(), engine="serial"))
     with pytest.raises(qf.GraphError, match=r"Each of the 2 workers .* every batch would come 2 times"):

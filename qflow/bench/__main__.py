@@ -1,4 +1,4 @@
-"""Command line of the bench: ``python -m qflow.bench``, or with ``faults``, ``payloads`` or ``cost`` behind it."""
+"""Command line of the bench: ``python -m qflow.bench``, or with ``faults``, ``payloads``, ``cost`` or ``device`` behind it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from qflow.bench.cost import Cost
+from qflow.bench.device import Device
 from qflow.bench.fault_rows import FAULTS
 from qflow.bench.matrix import Matrix
 from qflow.bench.payload_rows import PAYLOADS
@@ -15,7 +16,7 @@ from qflow.bench.throughput.command import Throughput
 
 _FOR_PAYLOADS = {"torch_as_is", "spdl_arena"}  # they differ from their neighbours in what is sent, not in what breaks
 
-COMMANDS: dict[str, Matrix | Cost] = {
+COMMANDS: dict[str, Matrix | Cost | Device] = {
     "faults": Matrix(
         "Break the same things in qflow and its installed peers; who raises, hangs, loses results or leaves processes?",
         FAULTS,
@@ -27,6 +28,7 @@ COMMANDS: dict[str, Matrix | Cost] = {
         ["qflow", "torch_as_is", "nodes", "executor", "loky", "mpire", "spdl_subprocess", "spdl_arena", "grain", "pypeln"],
     ),
     "cost": Cost(),
+    "device": Device(),
 }
 
 
