@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
@@ -13,18 +14,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import qflow as qf
 from qflow.bench.throughput import report
+from qflow.bench.throughput.command import Throughput, grid_of, plan_of
 from qflow.bench.throughput.figures import Figure, Measurement, figures
 from qflow.bench.throughput.goals import GOALS, best_peer, reached
 from qflow.bench.throughput.measure import BARE
-from qflow.bench.throughput.peers import OWN, PEERS
+from qflow.bench.throughput.peers import OWN, PEERS, peer_of
 from qflow.bench.throughput.rate import steady
 from qflow.bench.throughput.tally import Tally
-from qflow.bench.throughput.workload import numbers
-from qflow.bench.throughput.workloads import WORKLOADS, hdf5, index
+from qflow.bench.throughput.workload import Workload, numbers
+from qflow.bench.throughput.workloads import WORKLOADS, hdf5, index, jpeg
 
 BRIEF = ["--repeats", "1", "--seconds", "0.01"]
 
@@ -103,6 +107,7 @@ def test_each_workload_tells_right_results_from_wrong_ones(name: str, tmp_path: 
         pytest.importorskip(package)
     monkeypatch.setenv("QFLOW_BENCH_DATA", str(tmp_path))
     monkeypatch.setattr(index, "STRINGS", 100)
+    monkeypatch.setattr(jpeg, "TILES", 20)
     if workload.prepare:
         workload.prepare(tmp_path)
     job, count = workload.job(), 10
@@ -112,6 +117,37 @@ def test_each_workload_tells_right_results_from_wrong_ones(name: str, tmp_path: 
     assert workload.keys(0, count) + workload.keys(count, count + 5) == workload.keys(0, count + 5)
     assert workload.least <= workload.most
     assert workload.least % workload.multiple == workload.most % workload.multiple == workload.checked % workload.multiple == 0
+
+
+@pytest.fixture
+def tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workload:
+    """The workload of JPEG files, with a few of them."""
+    pytest.importorskip("skimage")
+    monkeypatch.setenv("QFLOW_BENCH_DATA", str(tmp_path))
+    monkeypatch.setattr(jpeg, "TILES", 20)
+    jpeg.write(tmp_path)
+    return jpeg.JPEG
+
+
+def test_a_batch_of_pictures_is_right_to_the_last_pixel(tiles: Workload) -> None:
+    right = jpeg.batch(3)
+    assert [tiles.glance(right)] == [tiles.look(right)] == tiles.keys(3, 4) != tiles.keys(2, 3)
+    other, order = right.clone(), [1, 0, *range(2, jpeg.SIZE)]
+    other[-1, -1, -1, -1] ^= 1
+    assert [tiles.look(each) for each in (other, right[order], right[:-1], right.numpy(), right.float())] == [None] * 5
+    assert [tiles.glance(right[order])] != tiles.keys(3, 4)
+
+
+def test_a_tile_is_cut_from_a_photograph(tiles: Workload) -> None:
+    for number, cut in enumerate(jpeg._cuts()):
+        small = Image.fromarray(cut).resize((jpeg.SIDE, jpeg.SIDE), Image.Resampling.BILINEAR)
+        assert abs(jpeg.decode(jpeg.tile(number)) - np.asarray(small, float)).mean() < 4
+
+
+@pytest.mark.parametrize("flow", ["processes", "threads", "threads, picture by picture"])
+def test_pictures_are_the_same_in_whatever_way_the_flow_is_written(tiles: Workload, flow: str) -> None:
+    with peer_of("qflow").open(tiles.job(), flow=flow) as epoch:
+        assert [tiles.look(found) for found in epoch(2)] == tiles.keys(0, 2)
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
@@ -181,6 +217,26 @@ def test_goals_compare_with_the_best_peer_across_processes() -> None:
     assert told["beside np.copyto"] == (0.5, False)
     assert told["CPU of the consumer's thread per array"] == (pytest.approx(40.0), True)
     assert "mpire" in report.summary(found)
+
+
+def test_a_goal_may_be_about_the_best_of_several_peers() -> None:
+    rates = {"qflow": 60.0, "torch": 10.0, "torch_batched": 30.0, "spdl_threads": 50.0}
+    told = {
+        goal.words: value for goal, value in reached([Figure("jpeg", name, {}, {"rate": rate}) for name, rate in rates.items()])
+    }
+    assert told == {"beside the better DataLoader": 2.0, "beside the best of SPDL": 1.2}
+
+
+def test_quick_has_the_peers_that_a_workload_names() -> None:
+    parser = argparse.ArgumentParser()
+    Throughput().add_arguments(parser)
+
+    def asked(*options: str) -> list[str]:
+        chosen = plan_of(parser.parse_args(["--only", "jpeg,ints", *options]))
+        return [name for name in ("jpeg", "ints") if grid_of(chosen, name, "spdl_threads") != "not asked"]
+
+    assert asked("--quick") == ["jpeg"]
+    assert asked("--quick", "--peers", "spdl_threads") == asked() == ["jpeg", "ints"]
 
 
 def test_goals_are_about_workloads_and_peers_that_there_are() -> None:

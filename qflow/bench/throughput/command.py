@@ -75,26 +75,33 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What is to be measured: workloads, systems, how many settings of each, how many turns, how long each."""
+    """What is to be measured: workloads, systems, how many settings of each, how many turns, how long each.
+
+    Attributes:
+        brief: of the systems, only the quick ones, and those that a workload names.
+    """
 
     workloads: Sequence[str]
     systems: Sequence[str]
     cells: int
     turns: int
     seconds: float
+    brief: bool = False
 
 
 def plan_of(arguments: argparse.Namespace) -> Chosen:
     """The plan that options describe."""
     quick = arguments.quick
     workloads = arguments.only or [name for name, each in WORKLOADS.items() if _wanted(each, quick, arguments.all)]
-    peers = arguments.peers or [name for name, peer in PEERS.items() if peer.quick or not quick]
+    also = {peer for name in workloads for peer in WORKLOADS[name].also}
+    peers = arguments.peers or [name for name, peer in PEERS.items() if peer.quick or not quick or name in also]
     return Chosen(
         [name for name in workloads if _possible(name)],
         list(dict.fromkeys([*OWN, *peers])),
         _QUICK_CELLS if quick else sys.maxsize,
         arguments.repeats or (3 if quick else 5),
         arguments.seconds or (0.5 if quick else 1.5),
+        quick and not arguments.peers,
     )
 
 
@@ -112,8 +119,8 @@ def _possible(name: str) -> bool:
 
 def grid_of(chosen: Chosen, name: str, system: str) -> Sequence[Setting] | str:
     """The settings of a system to try on a workload, or why there are none."""
-    only = WORKLOADS[name].only
-    if only and system not in only:
+    only, also = WORKLOADS[name].only, WORKLOADS[name].also
+    if (only and system not in only) or (chosen.brief and not peer_of(system).quick and system not in also):
         return "not asked"
     settings = peer_of(system).settings(WORKLOADS[name])
     return settings if isinstance(settings, str) else settings[: chosen.cells]

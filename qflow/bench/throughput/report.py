@@ -16,7 +16,8 @@ Rates are medians of whole epochs, from the call to the last result, in warm wor
 and largest value stand behind. start: seconds from the call to the first result of the first epoch, imports included.
 CPU: of all processes, consumer: of its thread alone, both in us a result. memory: peak of the summed PSS. faults: minor page
 faults a result, mappings: new lines of /proc/PID/maps a result, both from the first fifth of the results to the last tenth.
-settings: the grid of each peer, of which the best was measured again in turn; qflow runs its defaults."""
+settings: the grid of each peer, of which the best was measured again in turn; qflow runs its defaults, and where a flow may be
+written in several ways, the best of them."""
 
 Column = tuple[str, Callable[[Figure], str]]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -66,21 +66,21 @@ class Stages:
 
     Attributes:
         chunks: the first so many batches' chunks.
-        read: a chunk -> its rows.
+        read: a chunk -> its rows; None: a chunk is a row.
         transform: a row -> a row.
         size: rows of a batch.
         collate: rows -> a batch.
         row: the number of a row -> the row as it was read, for systems that read row by row.
-        flow: the same for qflow.
+        flows: the same for qflow, by the name of the way; "" for an only one.
     """
 
     chunks: Callable[[int], Sequence[Any]]
-    read: Step
+    read: Step | None
     transform: Step
     size: int
     collate: Step
     row: Step
-    flow: Callable[[], qf.Flow[Any, Any]]
+    flows: Mapping[str, Callable[[], qf.Flow[Any, Any]]]
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ class Workload:
         look: a result -> its key if the whole of it is right, else None.
         items: how many -> that many items.
         n: workers of each step.
+        workers: other numbers worth trying where a system has stages and only one of them takes long.
         ordered: whether results have to come in the order of the items.
         least, most: how many items are measured; between these so many as take the time that was asked for.
         multiple: of which the number of items has to be one.
@@ -121,6 +122,7 @@ class Workload:
         watched: the memory is what is asked for, so that one watched measurement is enough.
         cap: bytes of memory that the whole measurement may take.
         quick: whether ``--quick`` has it.
+        also: the peers that ``--quick`` has here and not elsewhere.
         rare: only ``--all`` has it.
         only: the systems it is for, if not for all.
     """
@@ -132,6 +134,7 @@ class Workload:
     look: Step = same
     items: Callable[[int], Sequence[Any]] = range
     n: int = 2
+    workers: tuple[int, ...] = ()
     ordered: bool = True
     least: int = 64
     most: int = 1 << 20
@@ -151,6 +154,7 @@ class Workload:
     watched: bool = False
     cap: int = 0
     quick: bool = False
+    also: tuple[str, ...] = ()
     rare: bool = False
     only: tuple[str, ...] = ()
 

@@ -16,45 +16,50 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def run(job: Job, *, processes: bool, chunk: int = 1, sink: int = 8, staged: bool = False) -> Iterator[Epoch]:
+def run(job: Job, *, processes: bool, chunk: int = 1, sink: int = 8, staged: bool = False, workers: int = 0) -> Iterator[Epoch]:
     """``chunk``: so many items go through the stages at once. ``staged``: read, transform, regroup, collate."""
     from concurrent.futures import ProcessPoolExecutor
 
-    with ProcessPoolExecutor(job.n) if processes else nullcontext() as pool:
+    n = workers or job.n
+    with ProcessPoolExecutor(n) if processes else nullcontext() as pool:
         if staged:
-            yield partial(_epoch, partial(_staged, job, pool), job, sink)
+            yield partial(_epoch, partial(_staged, job, pool, n), 1 + n, sink)
         else:
-            epoch = partial(_epoch, partial(_mapped, job, pool, chunk), job, sink)
+            epoch = partial(_epoch, partial(_mapped, job, pool, n, chunk), n * len(job.steps), sink)
             yield lambda count: flat(epoch(count), chunk)
 
 
-def _epoch(add: Any, job: Job, sink: int, count: int) -> Iterable[Any]:
+def _epoch(add: Any, threads: int, sink: int, count: int) -> Iterable[Any]:
     from spdl.pipeline import PipelineBuilder
 
-    pipeline = add(PipelineBuilder(), count).add_sink(sink).build(num_threads=max(4, job.n * len(job.steps)))
+    pipeline = add(PipelineBuilder(), count).add_sink(sink).build(num_threads=max(4, threads))
     with pipeline.auto_stop():
         yield from pipeline
 
 
-def _mapped(job: Job, pool: Executor | None, chunk: int, builder: Any, count: int) -> Any:
+def _mapped(job: Job, pool: Executor | None, n: int, chunk: int, builder: Any, count: int) -> Any:
     builder.add_source(job.chunked(count, chunk))
     for step in job.steps:
         builder.pipe(
             step if chunk == 1 else Each(step),
             executor=pool,
-            concurrency=job.n,
+            concurrency=n,
             output_order="input" if job.ordered else "completion",
         )
     return builder
 
 
-def _staged(job: Job, pool: Executor | None, builder: Any, count: int) -> Any:
+def _staged(job: Job, pool: Executor | None, n: int, builder: Any, count: int) -> Any:
     stages = job.stages
     assert stages
     order: dict[str, Any] = {"output_order": "input"}
-    builder.add_source(stages.chunks(count)).pipe(stages.read, **order)
-    builder.pipe(Each(stages.transform), executor=pool, concurrency=job.n, **order)
-    return builder.disaggregate().aggregate(stages.size).pipe(stages.collate, **order)
+    transform: dict[str, Any] = {"executor": pool, "concurrency": n, **order}
+    builder.add_source(stages.chunks(count))
+    if stages.read:
+        builder.pipe(stages.read, **order).pipe(Each(stages.transform), **transform).disaggregate()
+    else:
+        builder.pipe(stages.transform, **transform)
+    return builder.aggregate(stages.size).pipe(stages.collate, **order)
 
 
 @contextmanager
@@ -74,7 +79,7 @@ def run_in_subprocess(job: Job, *, buffer: int, arena: int = 0, chunk: int = 1) 
 
 def grid(workload: Workload) -> Sequence[Setting] | str:
     if workload.stages:
-        return [{}, {"staged": True}, {"chunk": 2}]
+        return [{"staged": True}, *({"staged": True, "workers": n} for n in workload.workers), {}, {"chunk": 2}]
     chunks: list[Setting] = [{"chunk": chunk} for chunk in workload.chunks if chunk > 1]
     return [*chunks[-1:], {}, *chunks[:-1]]
 

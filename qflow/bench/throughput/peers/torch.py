@@ -19,7 +19,14 @@ def as_is(result: Any) -> Any:
 
 @contextmanager
 def run(
-    job: Job, *, prefetch: int, tensors: bool = True, chunk: int = 1, rows: bool = False, sharing: str = ""
+    job: Job,
+    *,
+    prefetch: int,
+    tensors: bool = True,
+    chunk: int = 1,
+    rows: bool = False,
+    sharing: str = "",
+    workers: int = 0,
 ) -> Iterator[Epoch]:
     """``tensors``: arrays become tensors, which cross in shared memory. ``rows``: a data set of rows, that it batches."""
     import torch
@@ -36,7 +43,7 @@ def run(
         data,
         sampler=order,
         batch_size=stages.size if stages else None,
-        num_workers=job.n,
+        num_workers=workers or job.n,
         prefetch_factor=prefetch,
         persistent_workers=True,
         in_order=job.ordered,
@@ -82,8 +89,9 @@ def grid(workload: Workload) -> Sequence[Setting] | str:
     if reason := own_source(workload):
         return reason
     if workload.stages:
-        return [{"prefetch": 2, "rows": True}, {"prefetch": 8, "rows": True}]
-    if workload.packages == ("torch",):
+        more: list[Setting] = [{"prefetch": 2, "rows": True, "workers": n} for n in workload.workers]
+        return [{"prefetch": 2, "rows": True}, *more, {"prefetch": 8, "rows": True}]
+    if "torch" in workload.packages:
         return [{"prefetch": 2}, {"prefetch": 8}, {"prefetch": 2, "sharing": "file_system"}]
     if workload.size:
         return [{"prefetch": 2}, {"prefetch": 2, "tensors": False}, {"prefetch": 8}, {"prefetch": 8, "tensors": False}]
@@ -93,9 +101,10 @@ def grid(workload: Workload) -> Sequence[Setting] | str:
 def by_hand(workload: Workload) -> Sequence[Setting] | str:
     if reason := own_source(workload):
         return reason
+    tensors = {} if "torch" in workload.packages else {"tensors": False}
     if workload.stages:
-        return [{"prefetch": 2}, {"prefetch": 2, "tensors": False}, {"prefetch": 8}]
-    tensors = {} if workload.packages == ("torch",) else {"tensors": False}
+        others: list[Setting] = [{"prefetch": 2, "workers": n} for n in workload.workers]
+        return [{"prefetch": 2}, *others, *([{"prefetch": 2, **tensors}] if tensors else []), {"prefetch": 8}]
     return [{"prefetch": 4, "chunk": chunk, **tensors} for chunk in workload.chunks if chunk > 1]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qflow.bench.throughput.workload import Workload
-from qflow.bench.throughput.workloads import arrays, hdf5, index, numbers, python, samples, skewed, starts
+from qflow.bench.throughput.workloads import arrays, hdf5, index, jpeg, numbers, python, samples, skewed, starts
 
 WORKLOADS: dict[str, Workload] = {
     "array": arrays.ARRAY,
@@ -24,6 +24,7 @@ WORKLOADS: dict[str, Workload] = {
     "skewed-ordered": skewed.ORDERED,
     "hdf5": hdf5.LIGHT,
     "hdf5-heavy": hdf5.HEAVY,
+    "jpeg": jpeg.JPEG,
     "first": starts.FIRST,
     "hdf5-large": hdf5.LARGE,
     "index-n1": index.lookups(1),

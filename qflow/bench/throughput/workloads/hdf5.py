@@ -173,7 +173,7 @@ def first_rows(rows: int, start: int, stop: int) -> list[int]:
 
 def pipeline(title: str, file: File, transform: Any, **options: Any) -> Workload:
     """The workload on a file."""
-    stages = Stages(file.chunks, ReadChunk(file), transform, SIZE, collate, ReadRow(file), Flow(transform))
+    stages = Stages(file.chunks, ReadChunk(file), transform, SIZE, collate, ReadRow(file), {"": Flow(transform)})
     multiple = 25  # batches that are a whole number of chunks
     return Workload(
         title,
