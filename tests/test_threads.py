@@ -102,6 +102,8 @@ def test_what_is_more_than_threads_is_a_step_of_its_own() -> None:
     ):
         names.append(len((first | second).plan().groups))
     assert names == [2] * len(names)
+    assert len((qf.thread(double) | qf.pack(2) | qf.thread(len)).plan().groups) == 2  # a stream has one worker
+    assert len((qf.pack(2) | qf.thread(len) | qf.thread(double)).plan().groups) == 2
     assert len((qf.thread(several) | qf.thread(double)).plan().groups) == 2
     assert len((qf.thread(double) | qf.unpack() | qf.thread(double)).plan().groups) == 2
 

@@ -205,12 +205,14 @@ class _Draft:
     def joins(self, operator: Operator[Any, Any]) -> bool:
         """Whether a thread step may share the threads of this group: then it is given the very objects.
 
-        Not where one item becomes several, on which it works side by side. Nor where a mark says more than how many: it is
-        about a step of its own. Nor where instances are built, of which there would be one for each thread.
+        Not behind a stream, which has one worker. Not where one item becomes several, on which it works side by side. Nor
+        where a mark says more than how many: it is about a step of its own. Nor where instances are built, of which there
+        would be one for each thread.
         """
         if self.marked is None or len(self.parts) == SHARING or not all(map(_shares, (self.marked, operator))):
             return False
-        return operator.retry is None and all(each.length(1) is not None or isinstance(each, Filter) for each in self.operators)
+        plain = (isinstance(each, Filter) or (isinstance(each, Each) and each.length(1) is not None) for each in self.operators)
+        return operator.retry is None and all(plain)
 
     def join(self, operator: Operator[Any, Any]) -> None:
         """Let a thread step share the threads."""
