@@ -79,7 +79,7 @@ def run_in_subprocess(job: Job, *, buffer: int, arena: int = 0, chunk: int = 1) 
 
 def grid(workload: Workload) -> Sequence[Setting] | str:
     if workload.stages:
-        return [{"staged": True}, *({"staged": True, "workers": n} for n in workload.workers), {}, {"chunk": 2}]
+        return [{"staged": True}, {}, *({"staged": True, "workers": n} for n in workload.workers), {"chunk": 2}]
     chunks: list[Setting] = [{"chunk": chunk} for chunk in workload.chunks if chunk > 1]
     return [*chunks[-1:], {}, *chunks[:-1]]
 

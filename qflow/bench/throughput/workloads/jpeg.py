@@ -1,8 +1,8 @@
 """JPEG: photographs are decoded, resized to 256 x 256 and stacked in batches of 64, as for a training on pictures.
 
 The files are tiles cut from the photographs that scikit-image brings along. Everybody decodes with the same function, and
-what it gives for each tile is noted when the files are made. SPDL has a decoder of its own, which gives other pixels: that
-is other work, and it isn't measured here.
+what it gives for each tile is noted when the files are made. SPDL can also decode by FFmpeg, if that is installed: other
+code, whose pixels need not be these, so it isn't measured here.
 """
 
 from __future__ import annotations
@@ -199,5 +199,5 @@ JPEG = Workload(
     packages=("PIL", "skimage", "torch"),
     prepare=write,
     workers=(4, 1),
-    also=("spdl_threads",),
+    also=("spdl_threads", "spdl_pool"),
 )
