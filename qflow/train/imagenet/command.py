@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from qflow.train.device import to_device
     from qflow.train.imagenet.flow import flow
     from qflow.train.imagenet.model import learner
     from qflow.train.imagenet.trace import LEAST, Trace
@@ -72,6 +73,7 @@ def _run(options: argparse.Namespace) -> None:
             files, options.nbatch, workers=options.workers, n=options.nworkers, cache=options.cache_size, even=options.even
         )
         engine = "serial" if options.workers == "serial" else "processes"
+        source |= to_device(str(here.device))
         loader = stack.enter_context(Loader(source, seed=options.seed, engine=engine, on_error=options.on_error))
         steps = STEPS if options.nsteps is options.epochs is None else options.nsteps
         path = options.profile or f"imagenet-{options.workers}-nw{options.nworkers}.json"

@@ -21,19 +21,15 @@ class Learner:
     Attributes:
         network: ``float32[batch, 3, side, side]``, 0 to 1 -> ``float32[batch, labels]``.
         optimizer: stochastic gradient descent, rate 0.001, momentum 0.9.
-        device: where it is.
     """
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
-    device: torch.device
 
     def learn(self, batch: Batch) -> float:
-        """One step; the mean loss of the batch, when the step is done."""
-        images = batch.images.to(self.device, non_blocking=True).float().div_(255)
-        labels = batch.labels.to(self.device, non_blocking=True)
+        """One step with a batch on the network's device; its mean loss, when the step is done."""
         self.optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(self.network(images), labels)
+        loss = nn.functional.cross_entropy(self.network(batch.images.float().div_(255)), batch.labels)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return loss.item()
@@ -55,7 +51,7 @@ def learner(labels: int, world: World, seed: int = 0) -> Learner:
     network: nn.Module = _network(labels).to(world.device)
     if world.many:
         network = DistributedDataParallel(network)
-    return Learner(network, torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9), world.device)
+    return Learner(network, torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9))
 
 
 def _network(labels: int) -> nn.Sequential:

@@ -68,7 +68,7 @@ class Training:
 
     def _epoch(self, epoch: int, left: int | None, rates: Rates) -> int:
         """At most ``left`` steps; the most that a rank has done."""
-        start, numbers, losses, skipped = time.perf_counter(), [torch.empty(0, dtype=torch.int64)], [], 0
+        start, numbers, losses, skipped = time.perf_counter(), [], [], 0
         with self.learner.joined():
             rates.restart()
             for run, batch in itertools.islice(self._batches(), left):
@@ -76,7 +76,7 @@ class Training:
                 numbers.append(batch.numbers.clone())  # the batch's memory is used again
                 self._stepped(run, len(batch), rates)
                 skipped = len(run.failures)
-        each = self.world.gather(Passed(torch.cat(numbers), len(losses), skipped))
+        each = self.world.gather(Passed(torch.cat(numbers or [torch.empty(0, dtype=torch.int64)]).cpu(), len(losses), skipped))
         self._report(epoch, each, losses, time.perf_counter() - start)
         return max(passed.steps for passed in each)
 
