@@ -207,6 +207,35 @@ def test_a_flow_ends_the_workers_of_an_engine_that_was_never_named(start: str) -
     assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")
 
 
+def test_workers_warn_as_their_parent_does_and_load_nothing_for_warnings_that_they_can_not_meet(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("class Mine(UserWarning): pass")
+    (tmp_path / "uses.py").write_text(
+        "import warnings, mine\n"
+        "def step(_):\n"
+        "    try:\n"
+        "        warnings.warn('from here', mine.Mine)\n"
+        "    except mine.Mine:\n"
+        "        return 'an error'\n"
+    )
+    done = script(
+        f"""
+        import sys, warnings
+        import qflow as qf
+        sys.path.insert(0, {str(tmp_path)!r})
+        import mine, uses
+        warnings.filterwarnings("error", category=mine.Mine)
+        warnings.filterwarnings("error", "told")
+        def step(_):
+            try:
+                warnings.warn("told")
+            except UserWarning:
+                return "an error", "mine" in sys.modules
+        print(list(qf.run(step, [1])), list(qf.run(uses.step, [1])))
+        """
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[('an error', False)] ['an error']\n", "")
+
+
 # ---- fork
 
 

@@ -12,7 +12,6 @@ import pickle
 import socket
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -141,7 +140,7 @@ class Crew:
         self.channels.reset(kept for each in self._kept.values() for kept in each)
         changed = [new if new != old else None for new, old in zip(groups, self.shipped, strict=True)]
         self.shipped, self.held = list(groups), held
-        start = Start(None, orders, for_workers(os.environ), _directory(), list(sys.path), output.levels(), _filters())
+        start = Start(None, orders, for_workers(os.environ), _directory(), list(sys.path), output.levels(), output.filters())
         messages = {group: framed(start._replace(group=group)) for group in {*changed}}
         self.supervisor = Supervisor(self, plan.groups, start, attempts)
         self.supervisor.start()
@@ -291,13 +290,3 @@ def _directory() -> str | None:
         return os.getcwd()
     except OSError:
         return None
-
-
-def _filters() -> list[Any]:
-    """The warning filters that can be pickled."""
-    found = []
-    for entry in warnings.filters:
-        with contextlib.suppress(Exception):
-            pickle.dumps(entry)
-            found.append(entry)
-    return found

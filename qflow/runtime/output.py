@@ -10,15 +10,28 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import sys
 import threading
 import warnings
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
+
+from qflow.graph.function import resolve_name
 
 RECORD = "\x1e"
 FIELDS = ("name", "levelno", "levelname", "pathname", "lineno", "funcName", "created")
 MOST = 4096  # bytes of a record's line: no more are written to a pipe at once (pipe(7), PIPE_BUF)
+
+
+class Filter(NamedTuple):
+    """A warning filter, with its category by name: nobody imports a package for warnings that can't be met without it."""
+
+    action: str
+    message: Any
+    category: tuple[str, str]
+    module: Any
+    line: int
 
 
 # ---- in the worker
@@ -56,15 +69,29 @@ def redirect(out: int, err: int) -> None:
     logging.getLogger().addHandler(ToParent())
 
 
-def adopt(levels: dict[str, int], filters: list[Any]) -> None:
-    """Log and warn as the parent does at this moment."""
+def adopt(levels: dict[str, int], filters: list[Filter]) -> None:
+    """Log and warn as the parent does at this moment; of filters those whose categories can be met here."""
     for name, level in levels.items():
         logging.getLogger(name or None).setLevel(level)
-    warnings.filters[:] = filters  # type: ignore[index]
+    known = ((filter, resolve_name(*filter.category)) for filter in filters)
+    kept = [(each.action, each.message, kind, each.module, each.line) for each, kind in known if isinstance(kind, type)]
+    warnings.filters[:] = kept  # type: ignore[index]
     warnings._filters_mutated()  # type: ignore[attr-defined]
 
 
 # ---- in the parent
+
+
+def filters() -> list[Filter]:
+    """The warning filters that can be sent."""
+    found = []
+    for action, message, category, module, line in warnings.filters:
+        with suppress(Exception):
+            assert isinstance(category, type)
+            filter = Filter(action, message, (category.__module__, category.__qualname__), module, line)
+            pickle.dumps(filter)
+            found.append(filter)
+    return found
 
 
 def levels() -> dict[str, int]:

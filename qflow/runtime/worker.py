@@ -129,7 +129,7 @@ class Start(NamedTuple):
     directory: str | None
     path: list[str]
     levels: dict[str, int]
-    filters: list[Any]
+    filters: list[output.Filter]
     incarnation: int = 0
 
 
@@ -284,6 +284,8 @@ class Worker:
                 _check_memory(desk.group)
                 self._gates = self._gates or gates_of(desk.group.parts)
             desk.start(start.orders, self._gate, self._gates)
+        if start.group is not None:
+            output.adopt(start.levels, start.filters)  # those, too, whose categories came with the step
         if not self._seeded:  # a copy of a process has its generators; torch begins with the same numbers everywhere
             self._seeded = True
             seed_globals(drawn_seed())
