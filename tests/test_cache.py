@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import json
 import os
+import re
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -87,8 +94,6 @@ def test_workers_read_what_workers_wrote(tmp_path: Path, n: int) -> None:
 
 @given(st.lists(st.one_of(st.integers(), st.text(), st.floats(allow_nan=False), st.lists(st.booleans())), max_size=20))
 def test_any_values_come_back_in_order(values: list[Any]) -> None:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         pipe = qf.cache(folder) | qf.pack(3)
         assert run(pipe, values) == run(pipe, values) == run(qf.pack(3), values)
@@ -224,7 +229,170 @@ def test_the_fingerprint_is_the_same_in_another_process_and_sees_changes() -> No
         fingerprint(iter([]))
 
 
+def changing(make: Any) -> bool:
+    """Whether what is made of two numbers differs."""
+    return fingerprint(make(1), lenient=True) != fingerprint(make(2), lenient=True)
+
+
+def uses(value: Any) -> Any:
+    return lambda _: value
+
+
+@functools.lru_cache
+def cached_one(_: int) -> int:
+    return 1
+
+
+@functools.lru_cache
+def cached_two(_: int) -> int:
+    return 2
+
+
+def with_cached(number: int) -> type:
+    class Step:
+        @functools.cached_property
+        def by(self) -> int:
+            return 1
+
+        def __call__(self, value: int) -> int:
+            return value + number
+
+    return Step
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda number: uses(re.compile(str(number))),
+        lambda number: uses([cached_one, cached_two][number - 1]),
+        lambda number: {"a": number}.get,
+        lambda number: [number].__getitem__,
+        lambda number: uses({"lock": threading.Lock(), "scale": number}),
+        with_cached,
+        lambda number: with_cached(number)(),
+        lambda number: np.ma.masked_array([1, 2, 3], [number == 1, False, False]),
+        lambda number: torch.zeros(number - 1, requires_grad=True),
+        lambda number: torch.zeros(number - 1, dtype=torch.bfloat16),
+        lambda number: torch.full((2,), 1 + number * 1j).conj(),
+    ],
+)
+def test_what_decides_a_result_is_seen(make: Any) -> None:
+    assert changing(make)
+    assert not changing(lambda _: make(1))
+
+
+def test_modules_of_the_user_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = tmp_path / "theirs"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "helper.py").write_text("from theirs import deep\ndef go(x): return deep.down(x)")
+    step = "import theirs.helper\ndef step(x): return theirs.helper.go(x)"
+
+    def made(down: str) -> str:
+        (package / "deep.py").write_text(down)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "theirs"]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+        space: dict[str, Any] = {"__name__": "__main__"}
+        exec(step, space)
+        return fingerprint(space["step"])
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert made("def down(x): return x") == made("def down(x): return x")
+    assert made("def down(x): return x") != made("def down(x): return 2 * x")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "theirs"]:
+        del sys.modules[name]
+
+
+def test_sizes_and_chains_count(tmp_path: Path) -> None:
+    size = [2]
+    pipe = qf.pack(lambda: size[0]) | qf.cache(tmp_path)
+    assert run(pipe, [1, 2, 3]) == [[1, 2], [3]]
+    size[0] = 3
+    assert run(pipe, [1, 2, 3]) == [[1, 2, 3]]
+    assert run(qf.process(qf.map(bool) | str) | qf.cache(tmp_path), [0, 1]) == ["False", "True"]
+    assert run(qf.process(qf.filter(bool) | str) | qf.cache(tmp_path), [0, 1]) == ["1"]
+
+
+def test_values_that_hold_themselves_or_much_have_a_fingerprint() -> None:
+    def one(_: Any) -> Any:
+        return holder
+
+    holder = {one}
+    assert fingerprint(one) == fingerprint(one)
+    deep: Any = None
+    for _ in range(300):
+        deep = uses(deep)
+    assert fingerprint(deep) == fingerprint(deep)
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(Unknown, match="nested too deeply"):
+        fingerprint(deep)
+    pair = (1, 2)
+    assert fingerprint([pair, pair]) == fingerprint([(1, 2), (1, int("2"))])
+    assert fingerprint(np.sqrt) != fingerprint(np.cos)
+
+
 # ---- nothing half done
+
+
+def test_a_later_take_does_not_make_a_short_cache(tmp_path: Path) -> None:
+    for flow in (qf.take(3), qf.map(abs) | qf.take(3), qf.pack(2) | qf.take(1), qf.take(3) | qf.repeat(2)):
+        for engine in ("serial", "processes"):
+            run(qf.map(slow) | qf.cache(tmp_path) | flow, range(10), engine=engine)
+            for name in caches(tmp_path):
+                assert json.loads((tmp_path / name / "about.json").read_text())["items"] == 10
+    assert run(qf.map(slow) | qf.cache(tmp_path), range(10)) == [number**2 for number in range(10)]
+
+
+def test_an_item_that_failed_inside_a_chain_is_not_missing_later(tmp_path: Path) -> None:
+    pipe = qf.process(n=2)(qf.map(abs) | fails) | qf.cache(tmp_path)
+    assert run(pipe, range(4), on_error="skip") == [0, 1, 9]
+    with pytest.raises(ValueError, match="two"):
+        run(pipe, range(4))
+
+
+def test_runs_at_once_on_one_folder_all_get_everything(tmp_path: Path) -> None:
+    script = (
+        "import sys, qflow as qf\n"
+        "pipe = qf.map(abs) | qf.cache(sys.argv[1]) | qf.pack(7)\n"
+        "for number in range(30):\n"
+        "    assert sum(pipe(range(50 + number % 3), engine='serial'), []) == [*range(50 + number % 3)]\n"
+    )
+    several = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) for _ in range(3)]
+    assert [process.wait(60) for process in several] == [0, 0, 0]
+    assert len(caches(tmp_path)) == 3
+    assert not any(name.startswith(".") for name in caches(tmp_path))
+
+
+def test_a_relative_folder_is_where_the_run_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for engine in ("serial", "processes"):
+        with qf.map(slow) | qf.cache(f"here-{engine}") | qf.pack(1) as pipe:
+            for _ in pipe(range(3), engine=engine):
+                os.chdir("/")
+        os.chdir(tmp_path)
+        assert len(caches(tmp_path / f"here-{engine}")) == 1
+
+
+def test_a_run_that_is_closed_leaves_no_part_though_it_is_still_there(tmp_path: Path) -> None:
+    started = (qf.map(slow) | qf.cache(tmp_path))([1, 2], engine="serial")
+    next(started)
+    assert len(caches(tmp_path)) == 1
+    started.close()
+    assert caches(tmp_path) == []
+
+
+def test_a_run_that_read_one_cache_and_wrote_another_is_gone_on_from(tmp_path: Path) -> None:
+    assert run(qf.map(slow) | qf.cache(tmp_path / "a"), range(6)) == [0, 1, 4, 9, 16, 25]
+    pipe = qf.map(slow) | qf.cache(tmp_path / "a") | qf.map(scaled) | qf.cache(tmp_path / "b") | qf.pack(2)
+    calls.clear()
+    with pipe(range(6), engine="serial") as started:
+        next(started)
+        state = started.state_dict()
+    assert run(pipe, range(6), resume=state) == [[40, 90], [160, 250]]
+    assert calls == []
 
 
 def fails(number: int) -> int:
@@ -302,8 +470,6 @@ def test_resume_goes_on_with_what_the_run_before_read(tmp_path: Path) -> None:
     assert calls == []
     with pytest.raises(qf.GraphError, match="of other steps, or of another source"):
         run(pipe, range(11), resume=state)
-    import shutil
-
     shutil.rmtree(tmp_path)
     with pytest.raises(qf.GraphError, match="no longer there"):
         run(pipe, range(10), resume=state)
@@ -313,8 +479,9 @@ def test_what_a_cache_would_freeze_is_told(tmp_path: Path) -> None:
     for flow in (qf.map(draws) | qf.cache(tmp_path), qf.shuffle(3) | qf.cache(tmp_path), qf.repeat(2) | qf.cache(tmp_path)):
         with pytest.raises(qf.GraphError, match=r"`.*qf.cache"):
             run(flow, [1])
-    with pytest.raises(qf.GraphError, match="differs from epoch to epoch"):
-        run(qf.cache(tmp_path), qf.source([1, 2], shuffle=True, seed=1).source)
+    for source in (qf.source([1, 2], shuffle=True, seed=1).source, qf.mix([1], [2])):
+        with pytest.raises(qf.GraphError, match="differs from epoch to epoch"):
+            run(qf.cache(tmp_path), source)
     with pytest.raises(qf.GraphError, match="takes a folder"):
         qf.cache(3)  # type: ignore[arg-type]
     with pytest.raises(qf.GraphError, match="`key` is a text"):

@@ -6,7 +6,7 @@ import dataclasses
 import gc
 import os
 import threading
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict, UserDict, namedtuple
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 import qflow as qf
 from qflow.runtime.locks import Locks
-from qflow.train.device import Moving, ToDevice, moved
+from qflow.train import device
+from qflow.train.device import Copied, Mover, Moving, ToDevice, moved
 
 META = torch.device("meta")
 Pair = namedtuple("Pair", "x y")
@@ -43,6 +44,10 @@ def fails_at_three(number: int) -> tuple[int, torch.Tensor]:
     return tensor(number)
 
 
+def to_meta(value: Any) -> Any:
+    return value.to(META)
+
+
 def threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("qflow-device")]
 
@@ -54,7 +59,7 @@ def test_tensors_are_found_wherever_they_are() -> None:
     x = torch.zeros(2)
     there = OrderedDict(b=x, a=Pair([x, 1], Sample(x, "s")))
     array = np.zeros(2)
-    found = moved({"k": (there, x, array), "none": None}, lambda tensor: tensor.to(META), META)
+    found = moved({"k": (there, x, array), "none": None}, to_meta, to_meta)
     inside, again, same = found["k"]
     assert same is array
     assert found["none"] is None
@@ -73,7 +78,7 @@ def test_data_of_torch_geometric_and_packed_sequences_are_moved() -> None:
     geometric = pytest.importorskip("torch_geometric.data")
     data = geometric.Data(x=torch.zeros(4, 2), edge_index=torch.zeros(2, 3, dtype=torch.long), name="graph")
     packed = torch.nn.utils.rnn.pack_sequence([torch.zeros(3), torch.zeros(2)])
-    graph, sequence = moved([data, packed], lambda tensor: tensor.to(META), META)
+    graph, sequence = moved([data, packed], to_meta, to_meta)
     assert graph.x.is_meta
     assert graph.edge_index.is_meta
     assert graph.name == "graph"
@@ -183,6 +188,82 @@ def test_the_cpu_is_left_as_it_is() -> None:
     run = pipe([1], engine="serial")
     assert not isinstance(run, Moving)
     assert next(run)[1].device.type == "cpu"
+
+
+def test_kinds_of_containers_stay() -> None:
+    @dataclasses.dataclass
+    class Partly:
+        x: torch.Tensor
+        later: int = dataclasses.field(init=False)
+
+    class Many(list):  # type: ignore[type-arg]
+        pass
+
+    size, x = torch.zeros(2, 3).shape, torch.zeros(2)
+    found = moved([size, Many([x]), UserDict(x=x), Partly(x)], to_meta)
+    assert [type(each) for each in found] == [torch.Size, Many, UserDict, Partly]
+    assert all(each.is_meta for each in (found[1][0], found[2]["x"], found[3].x))
+
+
+class Held(Mover):
+    """Copies that are over when the test says so: until then what they are made of is looked at by nobody but them."""
+
+    gate = threading.Event()
+
+    def _move(self, value: Any) -> Copied:
+        self.gate.wait(60)
+        return Copied((int(value[1][0]), int(value[1][-1])), [])
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_cell_is_not_used_again_while_it_is_copied(monkeypatch: pytest.MonkeyPatch, closes: bool) -> None:
+    monkeypatch.setattr(device, "Mover", Held)
+    monkeypatch.setattr(Held, "gate", threading.Event())
+    copies: list[Any] = []
+    monkeypatch.setattr(Held, "begin", lambda self, value: copies.append(Mover.begin(self, value)) or copies[-1])
+    with qf.process(far) | qf.queue(1) | qf.to_device("meta", prefetch=0) as pipe:
+        run = pipe(range(1, 20))
+        with pytest.raises(qf.StepTimeout):
+            run.next(timeout=2)
+        cells = run._run.cells
+        if closes:
+            closing = threading.Thread(target=run.close)
+            closing.start()
+        del run
+        gc.collect()
+        assert not cells.returned  # nobody may write there
+        Held.gate.set()
+        if closes:
+            closing.join()
+        assert copies[0].result(60).value == (1, 1)
+        for thread in threading.enumerate():
+            if thread.name.startswith("qflow-device"):
+                thread.join(60)
+        assert cells.returned or closes
+    del cells
+
+
+def far(number: int) -> tuple[int, torch.Tensor]:
+    return number, torch.full((300_000,), number)
+
+
+def test_a_copy_that_fails_or_is_late_loses_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Mover):
+        def _move(self, value: Any) -> Copied:
+            if value[0] == 2:
+                raise RuntimeError("out of memory")
+            return super()._move(value)
+
+    pipe = qf.map(tensor) | qf.to_device("meta")
+    for engine in ("serial", "processes"):
+        with monkeypatch.context() as patched:
+            patched.setattr(device, "Mover", Broken)
+            run = pipe(range(6), engine=engine)
+            with pytest.raises(RuntimeError, match="out of memory"):
+                for number, _ in run:
+                    last = number
+        assert last == 1
+        assert [number for number, _ in pipe(range(6), engine=engine, resume=run.state_dict())] == [2, 3, 4, 5]
 
 
 # ---- locked memory

@@ -763,6 +763,19 @@ def test_mix_reads_nothing_of_what_it_skips() -> None:
     assert len(read) <= 10
 
 
+def test_mix_of_shuffled_sources_follows_the_run_s_seed() -> None:
+    mixed = qf.mix(qf.source(range(9), shuffle=True), qf.source(range(9), shuffle=True))
+    first = [*qf.Flow(qf.pack(1))(mixed, engine="serial", seed=1)]
+    assert first == [*qf.Flow(qf.pack(1))(mixed, engine="serial", seed=1)]
+    assert first != [*qf.Flow(qf.pack(1))(mixed, engine="serial", seed=2)]
+    assert sorted(first) == sorted([[number] for number in range(9)] * 2)
+    for weights in ([1, float("nan")], [1, float("inf")]):
+        with pytest.raises(qf.GraphError, match="needs one number above 0"):
+            qf.mix([1], [2], weights=weights)
+    with pytest.raises(qf.GraphError, match=r"`qf.mix` takes sources, but got .*which has steps"):
+        qf.mix([1], [2] | qf.pack(1))
+
+
 def test_mix_draws_by_weight() -> None:
     found = list(itertools.islice(qf.mix(itertools.repeat("a"), itertools.repeat("b"), weights=[9, 1]), 1000))
     assert 850 < found.count("a") < 950

@@ -311,3 +311,52 @@ def test_failures_are_told_once(engine: str) -> None:
     assert [failure.index for failure in again.failures] == [(9,)]
     with pytest.raises(ValueError, match="9"):
         list(pipe(range(12), engine=engine, resume=state))
+
+
+@pytest.mark.parametrize("engine", ["serial", "processes"])
+@pytest.mark.parametrize("behind", [[], [qf.pack(2)], [qf.repack(1)]])
+def test_what_has_raised_comes_again_and_is_not_lost(engine: str, behind: list[Any], tmp_path: Path) -> None:
+    """The default is to raise: when the network is back, the item is there."""
+    down = tmp_path / "down"
+
+    def fetch(number: int) -> list[int]:
+        if number == 5 and down.exists():
+            raise OSError("the network is down")
+        return [number]
+
+    pipe = qf.Flow(qf.process(fetch), *behind)
+    whole = [*pipe(range(9), engine=engine)]
+    down.touch()
+    run, seen = pipe(range(9), engine=engine), []
+    assert run.state_dict()["results"] == 0
+    with pytest.raises(OSError, match="the network is down"):
+        for each in run:
+            seen.append(each)
+    state = run.state_dict()
+    with pytest.raises(OSError, match="the network is down"):
+        seen += pipe(range(9), engine=engine, resume=state)
+    down.unlink()
+    assert [*seen, *pipe(range(9), engine=engine, resume=state)] == whole
+
+
+@pytest.mark.parametrize("engine", ["serial", "processes"])
+def test_a_state_may_be_taken_after_a_failure_that_is_skipped_and_it_is_told_once(engine: str) -> None:
+    def fetch(number: int) -> int:
+        if number in (3, 8):
+            raise OSError(str(number))
+        return number
+
+    pipe = qf.process(fetch) | qf.pack(2)
+    run = pipe(range(9), engine=engine, on_error="skip")
+    assert [*run] == [[0, 1], [2, 4], [5, 6], [7]]
+    again = pipe(range(9), engine=engine, on_error="skip", resume=run.state_dict())
+    assert [*again] == []
+    assert again.failures == []
+    run = pipe(range(9), engine=engine, on_error="skip")
+    next(run)
+    state = run.state_dict()
+    for _ in range(2):  # a state of a run that has given nothing more is the same
+        rest = pipe(range(9), engine=engine, on_error="skip", resume=state)
+        assert rest.state_dict() == state
+        assert [*rest] == [[2, 4], [5, 6], [7]]
+        assert [*run.failures, *rest.failures][-1].index == (8,)

@@ -63,20 +63,19 @@ class SerialRun(Run[Any]):
                 path, value, known = next(self._results)
         else:
             path, value, known = next(self._results)
-        self._path = path
         if not known & FAILED:
+            self._path = path
             self._given += 1
             return value
         index = index_of(path)
         error = annotate(value.error, value.step, index, value.what, attempts=value.attempts)
         kept = value.value if self._options.on_error == "collect" else None
-        raise Told(ItemFailure(error, value.step, index, value.what, attempts=value.attempts, value=kept))
+        raise Told(ItemFailure(error, value.step, index, value.what, attempts=value.attempts, value=kept), path)
 
     def _last(self) -> tuple[Path, int]:
         return self._path, self._given
 
-    def close(self) -> None:
-        self._over = True
+    def _close(self) -> None:
         self._results.close()
 
 
@@ -106,13 +105,14 @@ def _results_of(row: Row, reading: Reading) -> Generator[Result, None, None]:
             return
         except Exception as error:
             annotate(error, "source", path, None)
-            raise Told(ItemFailure(error, "source", path, None, fatal=True)) from None
+            raise Told(ItemFailure(error, "source", path, None, fatal=True), path) from None
         try:
             yield from row.add(value, path)
         finally:
             here.retries = 0
         del value  # not kept alive while the next one is waited for
         if row.over(reading.head):
+            row.cut(reading.head)
             return
 
 

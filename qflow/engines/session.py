@@ -272,8 +272,7 @@ class ProcessRun(Run[Any]):
     def _last(self) -> tuple[Path, int]:
         return self._session.last()
 
-    def close(self) -> None:
-        self._over = True
+    def _close(self) -> None:
         self._session.close()
 
     def stats(self) -> list[StepStats]:

@@ -235,8 +235,7 @@ class SimulatedRun(Run[Any]):
     def _last(self) -> tuple[Path, int]:
         return self._consumer.last
 
-    def close(self) -> None:
-        self._over = True
+    def _close(self) -> None:
         self._simulation.actors.clear()
 
     def stats(self) -> list[StepStats]:

@@ -305,6 +305,9 @@ class Accumulator(ABC):
         """The results that come when there are no more values."""
         return iter(())
 
+    def cut(self) -> None:  # noqa: B027  most have nothing to do
+        """There may be more values, but a later stream needs none."""
+
     def origin(self, path: tuple[int, ...]) -> tuple[int, ...]:
         """After a result, from where the next one comes: the index path of a value, which was at work, or came before, and
         what `again` needs to know."""

@@ -8,9 +8,11 @@ Source of the random numbers: as in `context`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import TypeVar, final
+from math import inf
+from typing import Any, TypeVar, final
 
 from qflow.errors import GraphError
 from qflow.graph.context import Context, generator
@@ -25,6 +27,8 @@ BLOCK = 4096  # draws at once
 class Mix(Source[T]):
     """Sources drawn from at random; see `mix`."""
 
+    varies = True
+
     def __init__(self, sources: tuple[Iterable[T], ...], weights: list[float], seed: int) -> None:
         self.sources, self.weights, self.seed = sources, weights, seed
 
@@ -38,7 +42,8 @@ class Mix(Source[T]):
         if start and None not in lengths:
             taken = draws.skip(start, [length or 0 for length in lengths])
             start = 0
-        iterators = [use(each, context, first) for each, first in zip(self.sources, taken, strict=True)]
+        contexts = (dataclasses.replace(context, seed=context.key("mix", number)) for number in range(len(lengths)))
+        iterators = [use(*each) for each in zip(self.sources, contexts, taken, strict=True)]
         while draws.left:
             number = draws.next()
             try:
@@ -120,6 +125,17 @@ class _Draws:
         self._picks = sum((self._block >= edge / edges[-1] for edge in edges[:-1]), (self._block * 0).astype(int))
 
 
+def _bare(source: Any) -> Any:
+    """A source as it stands before its first `|`; with steps it is a flow, whose runs are not those of the mix."""
+    from qflow.graph.flow import Sourced
+
+    if not isinstance(source, Sourced):
+        return source
+    if source.operators:
+        raise GraphError(f"`qf.mix` takes sources, but got {source!r}, which has steps. Mix before them: `qf.mix(a, b) | step`.")
+    return source.source
+
+
 def mix(*sources: Iterable[T], weights: Sequence[float] | None = None, seed: int = 0) -> Mix[T]:
     """Several sources as one, drawn at random until all are used up.
 
@@ -135,11 +151,12 @@ def mix(*sources: Iterable[T], weights: Sequence[float] | None = None, seed: int
         weights: how often to draw from each, relative to each other; equal when not given.
         seed: of the random numbers.
     Raises:
-        GraphError: a source can't be iterated, or ``weights`` has another length or a weight that is not above 0.
+        GraphError: a source can't be iterated, or is a flow with steps; or ``weights`` has another length, or a weight that is
+            not above 0.
     """
     for each in sources:
         check_source(each, explicit=True)
     chosen = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
-    if len(chosen) != len(sources) or any(weight <= 0 for weight in chosen):
+    if len(chosen) != len(sources) or not all(0 < weight < inf for weight in chosen):
         raise GraphError(f"`weights` needs one number above 0 for each of {len(sources)} sources, but got {weights!r}.")
-    return Mix(sources, chosen, whole(seed, "seed", "qf.mix(a, b, seed=0)"))
+    return Mix(tuple(map(_bare, sources)), chosen, whole(seed, "seed", "qf.mix(a, b, seed=0)"))

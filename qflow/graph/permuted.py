@@ -17,6 +17,8 @@ CHUNK = 4096  # indices that are made Python's at once
 class Permuted(Source[Any]):
     """The items of a sequence or map-style data set, in the order of a permutation; see `source.source`."""
 
+    varies = True
+
     def __init__(self, values: Iterable[Any], seed: int | None = None) -> None:
         if not (hasattr(type(values), "__getitem__") and hasattr(type(values), "__len__")) or is_table(values):
             raise GraphError(

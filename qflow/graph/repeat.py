@@ -124,6 +124,10 @@ class Times(Accumulator):
         if self._kept is not None:
             yield from self._kept.finish()
 
+    def cut(self) -> None:
+        if self._kept is not None:
+            self._kept.cut()
+
     def over(self, head: tuple[int, ...]) -> bool:
         return self._kept is not None and self._kept.done and head == (self._time,)
 

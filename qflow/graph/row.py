@@ -301,8 +301,18 @@ class Row:
 
     def finish(self) -> Results:
         """The results that come when there are no more values."""
+        done = [number for number, stream in enumerate(self._streams) if stream.kept.done]
         for number, stream in enumerate(self._streams):
-            yield from self._given_out(number, stream.kept.finish(), NO_ITEM, (stream.given,))
+            if number < max(done, default=0):
+                stream.kept.cut()
+            else:
+                yield from self._given_out(number, stream.kept.finish(), NO_ITEM, (stream.given,))
+
+    def cut(self, head: Path) -> None:
+        """No more values of a repetition come, because a stream needs no more: for those before it that is not the end."""
+        over = [number for number, stream in enumerate(self._streams) if stream.kept.over(head)]
+        for stream in self._streams[: max(over, default=0)]:
+            stream.kept.cut()
 
     @property
     def missing(self) -> int:

@@ -62,10 +62,10 @@ class ItemFailure:
 
 
 class Told(Exception):
-    """What an engine raises in place of a result; no value, for that may be anything."""
+    """What an engine raises in place of a result, with its index path; no value, for that may be anything."""
 
-    def __init__(self, failure: ItemFailure) -> None:
-        self.failure = failure
+    def __init__(self, failure: ItemFailure, path: Path = ()) -> None:
+        self.failure, self.path = failure, path
 
 
 class NotYet(Exception):
@@ -104,6 +104,7 @@ class Run(ABC, Iterator[B], Generic[B]):
         self._dropped = 0  # results that the run before has given
         self._source_length: int | None = None
         self._failed: list[Path] = []  # the paths of failures
+        self._again: set[Path] = set() if self._resumption is None else {*self._resumption.again}  # those that are yet to come
         self._over = False
         self._endings: list[Callable[[Run[B], bool], None]] = []  # called once it is over, with whether it came to its end
         self._deadline: float | None = None  # of the monotonic clock, for the result that is asked for
@@ -116,12 +117,20 @@ class Run(ABC, Iterator[B], Generic[B]):
         """The next result, or `Told` of a failure, or StopIteration at the end; may raise `NotYet` after ``_deadline``."""
 
     def _last(self) -> tuple[Path, int]:
-        """The index path of the last result or failure that was given out, and how many results there were; see `row`."""
+        """The index path of the last result that was given out, and how many there were; see `row`."""
         raise GraphError(f"{type(self).__name__} does not know the paths of its results.")
 
-    @abstractmethod
     def close(self) -> None:
         """Stop early: the workers go to rest, within a second. Closing twice does nothing."""
+        self._over = True
+        try:
+            self._close()
+        finally:
+            self._ended(False)
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Let the workers go to rest."""
 
     def stats(self) -> list[StepStats]:
         """What each step did so far; empty where the engine does not count."""
@@ -148,7 +157,6 @@ class Run(ABC, Iterator[B], Generic[B]):
         except GeneratorExit:
             raise
         except BaseException:  # Ctrl-C may have taken a result that nobody got
-            self._over = True
             self.close()
             raise
 
@@ -184,22 +192,19 @@ class Run(ABC, Iterator[B], Generic[B]):
                 try:
                     result = self._next()
                 except Told as told:
-                    failure = told.failure
+                    self._fails(told.failure, told.path)
                 else:
                     if self._resumption is None or not self._gave(self._resumption):
                         return result
-                    continue
-                path = self._last()[0]
-                if not failure.fatal:
-                    self._failed.append(path)
-                if self._resumption is None or failure.fatal or not self._resumption.failed(path):
-                    self._note(failure)
         except NotYet:
             raise
-        except BaseException as error:
+        except StopIteration:
             self._over = True
+            self._close()
+            self._ended(True)
+            raise
+        except BaseException:
             self.close()
-            self._ended(isinstance(error, StopIteration))
             raise
 
     @property
@@ -211,6 +216,15 @@ class Run(ABC, Iterator[B], Generic[B]):
     def _ended(self, whole: bool) -> None:
         while self._endings:
             self._endings.pop()(self, whole)
+
+    def _fails(self, failure: ItemFailure, path: Path) -> None:
+        """List a failure, unless the run before has told of it; one that is raised comes again when the run is gone on from."""
+        from qflow.graph.row import index_of
+
+        if failure.fatal or self._resumption is None or not self._resumption.failed(path):
+            self._note(failure)
+        self._again.discard(index_of(path))
+        self._failed.append(path)
 
     def _gave(self, resumption: Resumption) -> bool:
         """Whether the run that this one goes on from has given out the last result."""
@@ -250,7 +264,7 @@ class Run(ABC, Iterator[B], Generic[B]):
             if results == self._dropped:
                 path = tuple(self._options.resume["path"])
         results += before - self._dropped
-        return state_of(self._plan, self._options, self._source_length, path, results, self._failed)
+        return state_of(self._plan, self._options, self._source_length, path, results, [*self._failed, *self._again])
 
     def _note(self, failure: ItemFailure) -> None:
         """List a failure, and raise it if it is not to be skipped."""
@@ -274,9 +288,7 @@ class Run(ABC, Iterator[B], Generic[B]):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._over = True
         self.close()
-        self._ended(False)
 
     def __reduce__(self) -> Any:
         raise TypeError("A run can't be copied or pickled; it holds workers. Pickle the flow instead.")
@@ -414,6 +426,11 @@ def _begun(source: Any, operators: tuple[Operator[Any, Any], ...], options: RunO
             endings += [found.ended] if found.ended else []
             if found.whole:
                 return found.source, operators, endings
+    if options.resume is not None and options.resume.get("stored") is not None:
+        raise GraphError(
+            "The state is of a run that read a cache of other steps, or of another source. "
+            "Go on with those, or begin anew without `resume=`."
+        )
     return source, operators, endings
 
 

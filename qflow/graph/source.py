@@ -89,6 +89,9 @@ class Source(ABC, Iterable[T]):
     def read(self, context: Context, start: int = 0) -> Iterator[T]:
         """The items in a run, from one on."""
 
+    varies = False
+    """Its items, or their order, differ from epoch to epoch."""
+
     def depends(self, context: Context) -> bool:
         """Whether its items, or their order, depend on the seed of the run."""
         return False

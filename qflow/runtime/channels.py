@@ -113,7 +113,8 @@ class Channels:
         edges = self.board.edges
         self.leases.collect()
         viewed = {(len(edges) - 1, cell) for cell in self.leases.held} | {(edge, cell) for edge, cell, _ in kept}
-        found = [(pages, e, cell) for e, edge in enumerate(edges) for cell, pages in enumerate(edge.pages) if pages]
+        given = [(e, edge) for e, edge in enumerate(edges) if not edge.shape.locked]
+        found = [(pages, e, cell) for e, edge in given for cell, pages in enumerate(edge.pages) if pages]
         left, cells = sum(pages for pages, *_ in found), {len(edges) - 1: self.leases.cells}
         for pages, e, cell in sorted(found, reverse=True):
             if left > RESTING and (e, cell) not in viewed:

@@ -72,7 +72,8 @@ class Consumer:
         self._taker = self._cursor.taker
         self.ready: deque[Any] = deque()  # values that are taken, for the user
         self._mixed: deque[Any] = deque()  # the same, when some of them are broken
-        self._broken: dict[int, ItemFailure] = {}  # how many of them follow one that can't be built in this process
+        self._broken: dict[int, Told] = {}  # how many of them follow one that can't be built in this process
+        self._before: tuple[Path, int] | None = None  # the last result, where what follows it is broken
         self.failed: Counter[tuple[int, str]] = Counter()
         self._given = 0  # results that were taken
         self._paths: Callable[[int], Path] = lambda k: ()  # of those that were taken last
@@ -81,7 +82,9 @@ class Consumer:
 
     @property
     def last(self) -> tuple[Path, int]:
-        """The index path of the last result or failure that was given out, and how many results there were."""
+        """The index path of the last result that was given out, and how many there were."""
+        if self._before is not None:
+            return self._before
         left = len(self.ready) + len(self._mixed)
         return self._paths(self._count - left - 1), self._given - left
 
@@ -96,11 +99,14 @@ class Consumer:
             yield from self._several(claim)
         if self.ready:
             return self.ready.popleft()
-        failure = self._broken.pop(len(self._mixed), None)
-        value = self._mixed.popleft()
-        if failure is not None:
-            raise Told(failure)
-        return value
+        told = self._broken.pop(len(self._mixed), None)
+        if told is not None:
+            self._before = self._before or self.last
+            self._given -= 1
+            self._mixed.popleft()
+            raise told
+        self._before = None
+        return self._mixed.popleft()
 
     def _several(self, claim: Claim) -> Acting:
         """Take small values out of their cell."""
@@ -113,9 +119,10 @@ class Consumer:
                 value, path = reader.load(k, read_only=False)
             except (Exception, SystemExit, GeneratorExit) as error:  # but not Ctrl-C
                 value, path = None, reader.path(k)
-                broken[claim.values - k] = self._not_loaded(path, error)
+                broken[claim.values - k] = Told(self._not_loaded(path, error), path)
             values.append(value)
             paths.append(path)
+        self._before = self.last if broken else None
         self._paths = reader.paths_kept() if isinstance(reader, Table) else paths.__getitem__
         self._count = claim.values
         self._given += claim.values
@@ -127,10 +134,9 @@ class Consumer:
         """A value that has a cell of its own, or an error."""
         if claim.kind & ERROR:
             failure, path, _ = decode(self._leases.cells, claim.cell, read_only=False, views=False)
-            self._paths, self._count = _always(path), 1
             yield from self._free(claim)
             self.failed[failure.group, failure.step] += 1
-            raise Told(failure.told())
+            raise Told(failure.told(), path)
         if self.returned:
             yield from self.unkeep()
         held, each = self._leases.held, self._taker.edge.cells_each
@@ -138,10 +144,11 @@ class Consumer:
         try:
             value, path, viewing = decode(self._leases.cells, claim.cell, read_only=False, views=views)
         except (Exception, SystemExit, GeneratorExit) as error:  # but not Ctrl-C
-            told = Told(self._not_loaded(path_of(self._leases.cells, claim.cell), error))
+            path = path_of(self._leases.cells, claim.cell)
+            told = Told(self._not_loaded(path, error), path)
             yield from self._free(claim)
             raise told from None
-        self._paths, self._count = _always(path), 1
+        self._paths, self._count, self._before = _always(path), 1, None
         self._given += 1
         if viewing:
             self._leases.held.add(claim.cell)

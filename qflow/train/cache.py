@@ -36,6 +36,7 @@ from qflow.graph.options import RunOptions
 from qflow.graph.repeat import Repeat
 from qflow.graph.run import Run
 from qflow.graph.shard import Shard
+from qflow.graph.source import Source
 from qflow.runtime.codec import Body, decode, encode
 from qflow.runtime.log import copied
 
@@ -67,30 +68,26 @@ class Cache(Stream[Any, Any]):
 
     def begins(self, before: tuple[Operator[Any, Any], ...], source: Any, options: RunOptions) -> Beginning | None:
         print_ = self._fingerprint(before, source, options)
-        found = stored(Path(self.folder) / print_)
-        resume = options.resume
-        if resume is not None and resume.get("stored") not in (None, print_):
-            raise GraphError(
-                f"The state is of a run that read the cache in {self.folder!r} of other steps, or of another source. "
-                "Go on with those, or begin anew without `resume=`."
-            )
-        if resume is not None and resume.get("stored") is None:
+        folder = Path(self.folder).absolute()
+        found = stored(folder / print_)
+        if options.resume is not None and options.resume.get("stored") != print_:
             return None  # the run before did not read it
-        if found is None and resume is not None:
+        if found is None and options.resume is not None:
             raise GraphError(f"The state is of a run that read the cache in {self.folder!r}, which is no longer there.")
         names = tuple(name for operator in before for part in operator.resolve().lower() for name in part.names)
         rank = next((operator.now.index for operator in before if isinstance(operator, Shard)), 0)
         if found is not None:
             reading = Reading(str(found.folder), print_, (*names, self.name), rank)
             return Beginning(range(found.items), (reading,), whole=True)
-        part = Part(Path(self.folder), print_, {*names, self.name, "source"})
+        steps = {function.name for operator in before for function in operator.functions}
+        part = Part(folder, print_, {*names, *steps, self.name, "source"})
         return Beginning(source, (*before, Cache(self.folder, self.key, str(part.folder))), part.ended)
 
     def _fingerprint(self, before: tuple[Operator[Any, Any], ...], source: Any, options: RunOptions) -> str:
         """Of all that decides what comes to it."""
         plain = dataclasses.replace(options.context, seeded=False)
-        drawing = [operator for operator in before if operator.depends(dataclasses.replace(plain, params={}))]
-        if getattr(source, "depends", lambda _: False)(plain) or type(source).__name__ == "Permuted":
+        drawing: list[Any] = [operator for operator in before if operator.depends(dataclasses.replace(plain, params={}))]
+        if isinstance(source, Source) and (source.varies or source.depends(plain)):
             drawing.append(source)
         if drawing:
             raise GraphError(
@@ -100,10 +97,9 @@ class Cache(Stream[Any, Any]):
         if any(isinstance(operator, Repeat) for operator in before):
             raise GraphError("`qf.cache` stands before `qf.repeat`: `xs | read | qf.cache(folder) | qf.repeat()`.")
         kept = [operator for operator in before if not isinstance(operator, Queue | Cache)]
-        words = [(operator.now.pair, operator.even) if isinstance(operator, Shard) else operator.meaning for operator in kept]
         functions = [each for operator in kept for each in operator.functions]
         named = sorted({name for function in functions for name in function.parameters if name in options.params})
-        code = fingerprint(FORMAT, words, [(each.call, each.bound, each.init) for each in functions])
+        code = fingerprint(FORMAT, [*map(_words, kept)], [(each.call, each.bound, each.init) for each in functions], lenient=True)
         try:
             given = fingerprint(*(options.params[name] for name in named))
             items = fingerprint(source, files=True) if self.key is None else self.key
@@ -124,6 +120,15 @@ class Cache(Stream[Any, Any]):
         return f"qf.cache({self.folder!r}{'' if self.key is None else f', key={self.key!r}'})"
 
 
+def _words(operator: Operator[Any, Any]) -> Any:
+    """What an operator says of what it does, beside the code of its functions."""
+    if isinstance(operator, Shard):
+        return operator.now.pair, operator.even
+    function = getattr(operator, "function", None)
+    inside = getattr(getattr(function, "call", None), "operators", ())  # of a chain
+    return type(operator).__name__, operator.resolve().meaning, [*map(_words, inside)]
+
+
 class Stored(NamedTuple):
     """A cache that is complete."""
 
@@ -137,6 +142,8 @@ def stored(folder: Path) -> Stored | None:
         about = json.loads((folder / "about.json").read_text())
         sizes = (folder / "items").stat().st_size, (folder / "index").stat().st_size
     except (OSError, ValueError):
+        return None
+    if not isinstance(about, dict) or not about.keys() >= {"format", "items", "bytes"}:
         return None
     whole = about["format"] == FORMAT and sizes == (about["bytes"], about["items"] * WORD)
     return Stored(folder, about["items"]) if whole else None
@@ -237,6 +244,9 @@ class Writing(Accumulator):
         super().again(words)
         self._writes = False  # what came before is not seen
 
+    def cut(self) -> None:
+        self._writes = False
+
     @property
     def state(self) -> Any:
         return self._count, self._end, self._writes
@@ -259,23 +269,36 @@ class Part:
 
     def __init__(self, folder: Path, name: str, steps: set[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(PART + "*"):
-            if (lock := _locked(left)) is not None:  # its run is over
-                shutil.rmtree(left, ignore_errors=True)
-                os.close(lock)
         self._to, self._steps = folder / name, steps
-        self.folder = Path(mkdtemp("", PART, folder))
-        lock = _locked(self.folder)
+        with _alone(folder):
+            for left in folder.glob(PART + "*"):
+                if (lock := _locked(left)) is not None:  # its run is over
+                    shutil.rmtree(left, ignore_errors=True)
+                    os.close(lock)
+            self.folder = Path(mkdtemp("", PART, folder))
+            lock = _locked(self.folder)
         self._gone = weakref.finalize(self, _remove, self.folder, lock, os.getpid())
 
     def ended(self, run: Run[Any], whole: bool) -> None:
         """The run is over: give what it wrote its name, if that is all there is, and nothing failed on the way to it."""
         whole = whole or run.repetition > 0
         if whole and stored(self.folder) is not None and not any(failure.step in self._steps for failure in run.failures):
-            with contextlib.suppress(OSError):  # another run was faster
-                shutil.rmtree(self._to, ignore_errors=True)
-                self.folder.rename(self._to)
+            with _alone(self._to.parent):
+                if stored(self._to) is None:  # no other run was faster
+                    shutil.rmtree(self._to, ignore_errors=True)
+                    self.folder.rename(self._to)
         self._gone()
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """A block in which no other run adds to a folder, or removes from it."""
+    lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _locked(folder: Path) -> int | None:
@@ -315,7 +338,8 @@ def cache(folder: str | os.PathLike[str], *, key: str | None = None) -> Cache:
 
     Stream: T -> T. Order: kept. Holds: nothing. It is read in the workers of the next step, each item by itself. It is made anew
     when the source, the code of a step before it, or a parameter that one names is not what it was; files that a source names
-    count by size and time of change. Not noticed are changes in what steps read by themselves. A run that ends early, in which
+    count by size and time of change. Not noticed are changes in what steps read or draw by themselves, in packages of the same
+    version, and in code that they only come upon at work, as that of an object's class. A run that ends early, in which
     an item failed before it, or that goes on from a state, leaves none. The folder keeps a cache for each fingerprint; remove
     those that you no longer need. Values are stored as they are sent: read folders that you trust, for they may hold pickles.
 

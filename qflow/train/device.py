@@ -12,11 +12,14 @@ its end) is seen by one thread only.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
+import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from functools import partial
@@ -49,7 +52,7 @@ class ToDevice(Operator[Any, Any]):
         return f"to_device({self.device})"
 
     def transform(self, values: Iterator[Any]) -> Iterator[Any]:
-        return values if self.device.type == "cpu" else (moved(value, self._tensor) for value in values)
+        return values if self.device.type == "cpu" else (moved(value, self._to, self._to) for value in values)
 
     def length(self, items: int) -> int:
         return items
@@ -57,8 +60,8 @@ class ToDevice(Operator[Any, Any]):
     def follow(self, run: Run[Any]) -> Run[Any]:
         return run if self.device.type == "cpu" else Moving(run, self.device, self.prefetch)
 
-    def _tensor(self, tensor: Any) -> Any:
-        return tensor.to(self.device)
+    def _to(self, value: Any) -> Any:
+        return value.to(self.device)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ToDevice) and (self.device, self.prefetch) == (other.device, other.prefetch)
@@ -87,7 +90,7 @@ def _device(wanted: Any) -> torch.device:
     return device
 
 
-def moved(value: Any, move: Callable[[Any], Any], device: torch.device | None = None) -> Any:
+def moved(value: Any, move: Callable[[Any], Any], other: Callable[[Any], Any] | None = None) -> Any:
     """A batch with each of its tensors moved; one that it has twice is moved once.
 
     >>> moved({"x": (torch.zeros(2), "name")}, lambda tensor: tensor + 1)
@@ -96,39 +99,39 @@ def moved(value: Any, move: Callable[[Any], Any], device: torch.device | None = 
     Args:
         value: tuples, lists, dicts, dataclasses and data of PyTorch Geometric are looked into.
         move: for a tensor.
-        device: for what is none of these and has ``to``; None: such values stay.
+        other: for what is none of these and has ``to``; None: such values stay.
     """
-    return _moved(value, move, device, {})
+    return _moved(value, move, other, {})
 
 
-def _moved(value: Any, move: Callable[[Any], Any], device: torch.device | None, known: dict[int, Any]) -> Any:
+def _moved(value: Any, move: Callable[[Any], Any], other: Callable[[Any], Any] | None, known: dict[int, Any]) -> Any:
     if isinstance(value, torch.Tensor):
         found = known.get(id(value))
         if found is None:
             found = known[id(value)] = move(value)
         return found
-    each = partial(_moved, move=move, device=device, known=known)
+    each = partial(_moved, move=move, other=other, known=known)
     geometric = getattr(sys.modules.get("torch_geometric.data.data"), "BaseData", None)
     if geometric is not None and isinstance(value, geometric):
         return copy(value).apply(each)
     if callable(getattr(type(value), "to", None)):
-        return value if device is None else value.to(device)
-    if isinstance(value, tuple):
+        return value if other is None else other(value)
+    if type(value) is tuple or hasattr(value, "_fields"):
         parts = map(each, value)
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+        return tuple(parts) if type(value) is tuple else type(value)(*parts)
     if isinstance(value, list):
-        return [*map(each, value)]
-    if isinstance(value, dict):
-        changed = {key: each(part) for key, part in value.items()}
-        if type(value) is dict:
-            return changed
         found = copy(value)
-        found.update(changed)
+        found[:] = map(each, value)
+        return found
+    if isinstance(value, MutableMapping):
+        found = copy(value)
+        found.update({key: each(part) for key, part in value.items()})
         return found
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         found = copy(value)
         for field in dataclasses.fields(value):
-            object.__setattr__(found, field.name, each(getattr(value, field.name)))
+            if hasattr(value, field.name):
+                object.__setattr__(found, field.name, each(getattr(value, field.name)))
         return found
     return value
 
@@ -153,7 +156,10 @@ class Mover:
         return self._pool.submit(self._move, value)
 
     def _move(self, value: Any) -> Copied:
-        return Copied(moved(value, lambda tensor: tensor.to(self._device), self._device), [])
+        return Copied(moved(value, self._to, self._to), [])
+
+    def _to(self, value: Any) -> Any:
+        return value.to(self._device)
 
     def arrived(self, copied: Copied) -> Any:
         """The batch, for what the caller will do with it."""
@@ -171,16 +177,26 @@ class CudaMover(Mover):
         super().__init__(device, cells)
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._cells, self._locking = cells, cells is not None and cells.shape.locked
-        cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        self._locks = Locks(lambda start, size: int(cudart.cudaHostRegister(start, size, 0)) == 0, cudart.cudaHostUnregister)
+        self._locks = _locks_of(device)
 
-    def _move(self, value: Any) -> Copied:
+    def begin(self, value: Any) -> Future[Copied]:
+        return self._pool.submit(self._move_for, torch.cuda.current_stream(self._device), value)
+
+    def _move_for(self, stream: torch.cuda.Stream, value: Any) -> Copied:
+        """Move a batch for those who will use it on a stream."""
+
+        def other(value: Any) -> Any:  # its tensors can't be had, so that they belong to that stream from the beginning
+            with torch.cuda.stream(stream):
+                return value.to(self._device)
+
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             here: list[Any] = []
             moved(value, here.append)
+            if any(tensor.is_cuda for tensor in here):
+                self._stream.wait_stream(stream)  # on which they are made
             locked = self._cells.lock(map(_place, here), self._locks) if self._locking else set()
             tensors: list[Any] = []
-            found = moved(value, partial(self._tensor, locked, tensors), self._device)
+            found = moved(value, partial(self._tensor, locked, tensors), other)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(self._stream)
             return Copied(found, tensors, event)
@@ -203,6 +219,25 @@ class CudaMover(Mover):
         super().close()
         self._stream.synchronize()
         self._cells = None
+
+
+def _locks_of(device: torch.device) -> Locks:
+    """Locks by CUDA's runtime."""
+    cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+    def lock(start: int, size: int) -> bool:
+        with torch.cuda.device(device):
+            if int(cudart.cudaHostRegister(start, size, 0)) == 0:
+                return True
+            with contextlib.suppress(RuntimeError):  # whoever asks for the last error next would be told of this one
+                torch.zeros(1, device=device)
+        return False
+
+    def unlock(start: int) -> None:
+        with torch.cuda.device(device):
+            cudart.cudaHostUnregister(start)
+
+    return Locks(lock, unlock)
 
 
 def _place(tensor: Any) -> tuple[int, int]:
@@ -241,6 +276,8 @@ class Moving(Run[Any]):
         self._taken: deque[Ahead] = deque()
         self._given: deque[Ahead] = deque()  # whose copies may not be over
         self._at: tuple[Path, int] = ((), 0)
+        self._abandoned = weakref.finalize(self, _abandon, self._mover, self._taken, self._given)
+        self._abandoned.atexit = False
 
     def _next(self) -> Any:
         for each in (*self._given, *self._taken):
@@ -249,14 +286,24 @@ class Moving(Run[Any]):
             self._given.popleft()
         while len(self._taken) <= self._prefetch and self._take():
             pass
-        each = self._taken.popleft()
-        self._at = each.last
+        each = self._taken[0]
         if each.error is not None:
+            self._taken.popleft()
             raise each.error
-        assert each.copy is not None
-        value = self._mover.arrived(each.copy.result())
-        self._given.append(each)
+        value = self._mover.arrived(self._copied(each))
+        self._given.append(self._taken.popleft())
+        self._at = each.last
         return value
+
+    def _copied(self, each: Ahead) -> Copied:
+        """What was begun, when it is done."""
+        assert each.copy is not None
+        try:
+            return each.copy.result(None if self._deadline is None else max(0, self._deadline - time.monotonic()))
+        except TimeoutError:
+            if each.copy.done():  # the copy's own
+                raise
+            raise NotYet from None
 
     def _take(self) -> bool:
         """Take the next result: the first one when it comes, others if they are there -> whether there may be more."""
@@ -281,14 +328,26 @@ class Moving(Run[Any]):
     def stats(self) -> list[StepStats]:
         return self._run.stats()
 
-    def close(self) -> None:
-        self._over = True
+    def _close(self) -> None:
+        self._abandoned.detach()
         try:
             self._mover.close()
         finally:
             self._taken.clear()
             self._given.clear()
             self._run.close()
+
+
+def _abandon(mover: Mover, *held: deque[Ahead]) -> None:
+    """A run was dropped: what is being copied is held until that is over, by a thread, for this may be any at any point."""
+
+    def wait() -> None:
+        mover.close()
+        for each in held:
+            each.clear()
+
+    with contextlib.suppress(RuntimeError):  # the interpreter ends
+        threading.Thread(target=wait, name="qflow-device", daemon=True).start()
 
 
 def to_device(device: str | None = None, prefetch: int = 2) -> ToDevice:

@@ -23,10 +23,10 @@ class Results(IterableDataset[T]):
 
     def __iter__(self) -> Iterator[T]:
         info = get_worker_info()
-        if info is not None and info.num_workers > 1:
+        if info is not None:
             raise GraphError(
-                f"Each of the {info.num_workers} workers of DataLoader would run the whole pipe, and every batch would come "
-                f"{info.num_workers} times. Write `DataLoader(dataset, batch_size=None)`: the pipe has workers of its own."
+                f"Each worker of DataLoader (num_workers={info.num_workers}) would run the whole pipe, in the same epoch each "
+                "time: batches would come again. Write `DataLoader(dataset, batch_size=None)`: the pipe has workers of its own."
             )
         return iter(self.loader)
 
@@ -56,10 +56,10 @@ def dataset(loader: Loader[T]) -> Results[T]:
     [[0, 1], [2, 3]]
 
     Order, epochs and states are the loader's. With ``batch_size=None`` DataLoader makes no batches of its own, but arrays become
-    tensors and tuples lists, unless it has a ``collate_fn``. It reads in its own process, or in one worker.
+    tensors and tuples lists, unless it has a ``collate_fn``.
 
     Raises:
-        GraphError: when iterated with ``num_workers`` above 1, for each of them would give all of the data.
+        GraphError: when iterated with ``num_workers`` above 0, for each of them would give all of the data, of the same epoch.
     """
     if not isinstance(loader, Loader):
         raise GraphError(f"`qf.train.dataset` takes a loader, but got {got(loader)}. Write `qf.train.Loader(source | pipe)`.")
