@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 import qflow as qf
 from qflow.graph.fingerprint import Unknown, fingerprint
+from qflow.train import cache
 
 calls: list[Any] = []  # named by a step: it must be empty when a run begins, for its value counts
 factor = 10
@@ -364,6 +365,27 @@ def test_runs_at_once_on_one_folder_all_get_everything(tmp_path: Path) -> None:
     assert [process.wait(60) for process in several] == [0, 0, 0]
     assert len(caches(tmp_path)) == 3
     assert not any(name.startswith(".") for name in caches(tmp_path))
+
+
+def test_nobody_adds_to_a_folder_while_another_run_looks_through_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+    make = cache.mkdtemp
+    monkeypatch.setattr(cache, "mkdtemp", lambda *words: held.append(cache._locked(tmp_path)) or make(*words))
+    assert run(qf.map(slow) | qf.cache(tmp_path), [1]) == [1]
+    assert held == [None]
+
+
+def test_of_two_runs_at_once_the_first_that_ends_counts(tmp_path: Path) -> None:
+    pipe = qf.map(slow) | qf.cache(tmp_path)
+    first, second = pipe([1, 2], engine="serial"), pipe([1, 2], engine="serial")
+    next(first)
+    next(second)
+    calls.clear()
+    assert [*second] == [4]
+    (made,) = [each for each in tmp_path.iterdir() if not each.name.startswith(".")]
+    inode = made.stat().st_ino
+    assert [*first] == [4]
+    assert [each.stat().st_ino for each in tmp_path.iterdir()] == [inode]  # who reads it goes on reading
 
 
 def test_a_relative_folder_is_where_the_run_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

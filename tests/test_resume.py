@@ -352,11 +352,36 @@ def test_a_state_may_be_taken_after_a_failure_that_is_skipped_and_it_is_told_onc
     again = pipe(range(9), engine=engine, on_error="skip", resume=run.state_dict())
     assert [*again] == []
     assert again.failures == []
-    run = pipe(range(9), engine=engine, on_error="skip")
-    next(run)
+    plain = qf.Flow(qf.process(fetch))
+    run = plain(range(9), engine=engine, on_error="skip")
+    assert [*run] == [0, 1, 2, 4, 5, 6, 7]
     state = run.state_dict()
     for _ in range(2):  # a state of a run that has given nothing more is the same
-        rest = pipe(range(9), engine=engine, on_error="skip", resume=state)
+        rest = plain(range(9), engine=engine, on_error="skip", resume=state)
         assert rest.state_dict() == state
-        assert [*rest] == [[2, 4], [5, 6], [7]]
-        assert [*run.failures, *rest.failures][-1].index == (8,)
+        assert [*rest] == []
+        assert rest.failures == []
+        assert rest.state_dict() == state
+
+
+def test_failures_before_and_behind_a_stream_are_told_apart() -> None:
+    def inner(number: int) -> list[int]:
+        if number == 3:
+            raise OSError("item 3")
+        return [10 * number + k for k in range(6)]
+
+    def outer(batch: list[int]) -> list[int]:
+        if batch in ([3], [4]):
+            raise OSError(f"batch {batch[0]}")
+        return batch
+
+    pipe = qf.map(inner) | qf.repack(1) | qf.map(outer)
+    run, seen = pipe(range(5), engine="serial", on_error="skip", max_errors=1), []
+    with pytest.raises(OSError, match="batch 4"):
+        for batch in run:
+            seen.append(batch)
+    rest = pipe(range(5), engine="serial", on_error="skip", resume=run.state_dict())
+    assert [*seen, *rest] == [
+        [10 * number + k] for number in (0, 1, 2, 4) for k in range(6) if (number, k) not in ((0, 3), (0, 4))
+    ]
+    assert [str(failure.error) for failure in rest.failures] == ["batch 4", "item 3"]  # batch 3 was told of, and skipped

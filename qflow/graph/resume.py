@@ -13,7 +13,7 @@ Done again is what lies between the origin of the last stream's result and its v
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qflow.errors import GraphError
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from qflow.graph.plan import Plan
 
 
+Failing = tuple[int, ...]  # which item failed: how many streams it had passed, and its index there
+
+
 class Resumption(NamedTuple):
     """Where a run begins.
 
@@ -34,7 +37,7 @@ class Resumption(NamedTuple):
         time, item: the repetition of the source, and the first item of it that is read.
         feed, groups: where the streams begin of the feed, and of each group.
         told: the indices up to which values were given out, or used up, after so many streams; the last is that of results.
-        again: indices of failures that were told of, and come again.
+        again: failures that were told of, and come again.
     """
 
     time: int = 0
@@ -42,7 +45,7 @@ class Resumption(NamedTuple):
     feed: tuple[Start, ...] = ()
     groups: tuple[tuple[Start, ...], ...] = ()
     told: tuple[Path, ...] = ()
-    again: frozenset[Path] = frozenset()
+    again: frozenset[Failing] = frozenset()
 
     @property
     def starts(self) -> tuple[Start, ...]:
@@ -53,13 +56,18 @@ class Resumption(NamedTuple):
         """Whether the earlier run has given out the result with this path."""
         return bool(self.told) and index_of(path) <= self.told[-1]
 
-    def failed(self, path: Path) -> bool:
-        """Whether the earlier run has told of the failure with this path."""
-        passed = streams_passed(path)
-        return index_of(path) in self.again or (passed < len(self.told) and index_of(path) < self.told[passed])
+    def failed(self, failing: Failing) -> bool:
+        """Whether the earlier run has told of a failure."""
+        passed, *index = failing
+        return failing in self.again or (passed < len(self.told) and tuple(index) < self.told[passed])
 
 
 FRESH = Resumption()
+
+
+def failing(path: Path) -> Failing:
+    """Of the index path of a failure."""
+    return streams_passed(path), *index_of(path)
 
 
 def streams_passed(path: Path) -> int:
@@ -72,9 +80,9 @@ def streams_passed(path: Path) -> int:
 
 
 def state_of(
-    plan: Plan, options: RunOptions, length: int | None, path: Path, results: int, failed: Sequence[Path]
+    plan: Plan, options: RunOptions, length: int | None, path: Path, results: int, failed: Iterable[Failing]
 ) -> dict[str, Any]:
-    """What a run can be gone on from, in numbers and texts; ``failed``: paths of failures."""
+    """What a run can be gone on from, in numbers and texts."""
     context = options.context
     at = _resumption(plan, path)
     return {
@@ -88,7 +96,7 @@ def state_of(
         "stored": next((operator.stored for operator in plan.row if operator.stored), None),
         "path": [int(word) for word in path],
         "results": results,
-        "failed": [[*index_of(each)] for each in failed if not at.failed(each)],
+        "failed": [[*each] for each in failed if not at.failed(each)],
     }
 
 

@@ -24,7 +24,7 @@ from qflow.graph.source import check_source, source_length
 if TYPE_CHECKING:
     from qflow.graph.flow import Flow, Joins, Operator
     from qflow.graph.plan import Plan
-    from qflow.graph.resume import Resumption
+    from qflow.graph.resume import Failing, Resumption
     from qflow.graph.row import Path
 
 _UNKNOWN = (
@@ -103,8 +103,9 @@ class Run(ABC, Iterator[B], Generic[B]):
             self._resumption = resumption(plan, options)
         self._dropped = 0  # results that the run before has given
         self._source_length: int | None = None
-        self._failed: list[Path] = []  # the paths of failures
-        self._again: set[Path] = set() if self._resumption is None else {*self._resumption.again}  # those that are yet to come
+        self._failed: dict[Failing, None] = {}  # in order; those, too, that the run before has told of, and that may come again
+        if self._resumption is not None:
+            self._failed = dict.fromkeys(sorted(self._resumption.again))
         self._over = False
         self._endings: list[Callable[[Run[B], bool], None]] = []  # called once it is over, with whether it came to its end
         self._deadline: float | None = None  # of the monotonic clock, for the result that is asked for
@@ -219,12 +220,12 @@ class Run(ABC, Iterator[B], Generic[B]):
 
     def _fails(self, failure: ItemFailure, path: Path) -> None:
         """List a failure, unless the run before has told of it; one that is raised comes again when the run is gone on from."""
-        from qflow.graph.row import index_of
+        from qflow.graph.resume import failing
 
-        if failure.fatal or self._resumption is None or not self._resumption.failed(path):
+        found = failing(path)
+        if failure.fatal or self._resumption is None or not self._resumption.failed(found):
             self._note(failure)
-        self._again.discard(index_of(path))
-        self._failed.append(path)
+        self._failed[found] = None
 
     def _gave(self, resumption: Resumption) -> bool:
         """Whether the run that this one goes on from has given out the last result."""
@@ -264,7 +265,7 @@ class Run(ABC, Iterator[B], Generic[B]):
             if results == self._dropped:
                 path = tuple(self._options.resume["path"])
         results += before - self._dropped
-        return state_of(self._plan, self._options, self._source_length, path, results, [*self._failed, *self._again])
+        return state_of(self._plan, self._options, self._source_length, path, results, self._failed)
 
     def _note(self, failure: ItemFailure) -> None:
         """List a failure, and raise it if it is not to be skipped."""
