@@ -40,6 +40,12 @@ def jitter(value: Any, rng: Any) -> Any:
     return value, int(rng.integers(1000))
 
 
+def refuse(value: Any) -> Any:
+    if sum(str(value).encode()) % 4 == 3:
+        raise ValueError(value)
+    return value
+
+
 STEPS = [
     lambda n: qf.process(n=n)(double),
     lambda n: qf.process(n=n)(spread),
@@ -55,7 +61,9 @@ STEPS = [
     lambda n: qf.take(7),
     lambda n: qf.shuffle(5),
     lambda n: qf.shuffle(30, seed=3),
+    lambda n: qf.process(n=n)(refuse),
 ]
+REFUSES = len(STEPS) - 1
 
 
 SOURCES = [
@@ -88,31 +96,39 @@ def flow(chosen: list[int], n: int) -> qf.Flow[Any, Any]:
 
 
 @st.composite
-def flows_of(draw: Any) -> list[int]:
-    """Steps, and perhaps a repeat between them."""
-    chosen: list[int] = draw(st.lists(st.integers(0, len(STEPS) - 1), max_size=6))
-    if draw(st.booleans()):
-        chosen.insert(draw(st.integers(0, len(chosen))), REPEAT)
+def flows_of(draw: Any, extra: list[int]) -> list[int]:
+    """Steps, and perhaps some others between them."""
+    chosen: list[int] = draw(st.lists(st.integers(0, REFUSES - 1), max_size=6))
+    for step in extra:
+        if draw(st.booleans()):
+            chosen.insert(draw(st.integers(0, len(chosen))), step)
     return chosen
 
 
-flows = flows_of()
+flows = flows_of([REPEAT, REFUSES])
+
+
+def told(run: qf.Run[Any]) -> list[Any]:
+    """The failures of a run."""
+    return [(each.step, each.index, each.item) for each in run.failures]
 
 
 @settings(max_examples=200)
 @given(flows, st.sampled_from(SOURCES), st.integers(0, 25), st.integers(0, 40), st.integers(0, 40))
 def test_the_rest_is_that_of_the_whole(chosen: list[int], source: Any, items: int, cut: int, again: int) -> None:
     pipe = flow(chosen, 1)
-    whole = list(pipe(source(items), engine="serial", seed=1))
-    run = pipe(source(items), engine="serial", seed=1)
+    whole = pipe(source(items), engine="serial", on_error="skip", seed=1)
+    results = list(whole)
+    run = pipe(source(items), engine="serial", on_error="skip", seed=1)
     before = list(islice(run, cut))
     state = json.loads(json.dumps(run.state_dict()))
     assert state["results"] == len(before)
-    run = pipe(source(items), engine="serial", resume=state)
-    middle = list(islice(run, again))
-    state = json.loads(json.dumps(run.state_dict()))
-    after = list(pipe(source(items), engine="serial", resume=state))
-    assert before + middle + after == whole
+    then = pipe(source(items), engine="serial", on_error="skip", resume=state)
+    middle = list(islice(then, again))
+    state = json.loads(json.dumps(then.state_dict()))
+    last = pipe(source(items), engine="serial", on_error="skip", resume=state)
+    assert [*before, *middle, *last] == results
+    assert told(run) + told(then) + told(last) == told(whole)
     assert len(json.dumps(state)) < 10_000
 
 
@@ -122,20 +138,25 @@ def test_with_other_workers_and_when_some_die(
     chosen: list[int], items: int, n: int, then: int, chance: int, deaths: int, random: Any
 ) -> None:
     """Every result's state is one to go on from; three are tried."""
-    whole = list(flow(chosen, 1)(range(items), engine="serial", seed=1))
-    run = flow(chosen, n)(range(items), engine=Simulated(chance, deaths=deaths), seed=1)
-    states = [(run.state_dict(), 0)]
+    serial = flow(chosen, 1)(range(items), engine="serial", on_error="skip", seed=1)
+    whole, failures = list(serial), told(serial)
+    run = flow(chosen, n)(range(items), engine=Simulated(chance, deaths=deaths), on_error="skip", seed=1)
+    states = [(run.state_dict(), 0, 0)]
     for number, value in enumerate(run):
         assert value == whole[number]
-        states.append((run.state_dict(), number + 1))
-    for state, given_out in random.sample(states, min(3, len(states))):
+        states.append((run.state_dict(), number + 1, len(run.failures)))
+    assert told(run) == failures
+    states.append((run.state_dict(), len(whole), len(failures)))
+    for state, given_out, known in random.sample(states, min(3, len(states))):
         state = json.loads(json.dumps(state))
         for engine in ("serial", Simulated(chance + 1, deaths=deaths)):
-            assert list(flow(chosen, then)(range(items), engine=engine, resume=state)) == whole[given_out:]
+            rest = flow(chosen, then)(range(items), engine=engine, on_error="skip", resume=state)
+            assert list(rest) == whole[given_out:]
+            assert told(rest) == failures[known:]
 
 
 @settings(max_examples=100)
-@given(flows, st.integers(0, 30), st.integers(0, 20), st.randoms())
+@given(flows_of([REPEAT]), st.integers(0, 30), st.integers(0, 20), st.randoms())
 def test_a_row_goes_on_where_another_one_was(chosen: list[int], items: int, cut: int, random: Any) -> None:
     """From its states, or from those and what it has taken since, in the midst of a run, too."""
     pipe = flow(chosen, 1)
@@ -385,3 +406,30 @@ def test_failures_before_and_behind_a_stream_are_told_apart() -> None:
         [10 * number + k] for number in (0, 1, 2, 4) for k in range(6) if (number, k) not in ((0, 3), (0, 4))
     ]
     assert [str(failure.error) for failure in rest.failures] == ["batch 4", "item 3"]  # batch 3 was told of, and skipped
+
+
+def test_behind_a_failure_that_was_raised_its_item_is_met_again(engine: str) -> None:
+    pipe = qf.process(n=2)(picky) | qf.pack(3)
+    run = pipe(range(8), engine=engine)
+    assert next(run) == [0, 1, 2]
+    with pytest.raises(ValueError, match="3"):
+        next(run)
+    state = run.state_dict()
+    with pytest.raises(ValueError, match="3"):
+        list(pipe(range(8), engine=engine, resume=state))
+    assert list(pipe(range(8), engine=engine, resume=state, on_error="skip")) == [[4, 5, 6], [7]]
+
+
+def late(value: Any) -> Any:
+    if value in (1, [3, 4]):
+        raise ValueError(value)
+    return value
+
+
+def test_failures_of_one_index_before_and_behind_a_stream_are_two() -> None:
+    pipe = qf.map(late) | qf.pack(2) | qf.map(late)
+    run = pipe(range(6), engine="serial", on_error="skip")
+    assert next(run) == [0, 2]
+    rest = pipe(range(6), engine="serial", on_error="skip", resume=run.state_dict())
+    assert list(rest) == [[5]]
+    assert (told(run), told(rest)) == ([("late", (1,), "1")], [("late", (1,), "[3, 4]")])

@@ -249,7 +249,8 @@ class Run(ABC, Iterator[B], Generic[B]):
 
         The results after that are those of the run that is not interrupted, with another ``n``, engine or bounds, too. What is
         done again for them is at most what the steps between two streams (`pack`, `repack`, ...) made one value of; the source
-        is read from there on, by index where it is a list or map-style data set. Less than 1 KB.
+        is read from there on, by index where it is a list or map-style data set. Less than 1 KB. Failures that were skipped are
+        not told again; one that was raised is met again.
 
         Raises:
             GraphError: the run is not ordered.
