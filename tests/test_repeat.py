@@ -21,6 +21,18 @@ def several(value: Any) -> Iterator[Any]:
     yield from [value] * (len(str(value)) % 3)
 
 
+def refuse(value: Any) -> Any:
+    if sum(str(value).encode()) % 4 == 3:
+        raise ValueError(value)
+    return value
+
+
+def breaks(value: Any) -> Iterator[Any]:
+    """Fails when more than the first of its results is asked for."""
+    yield value
+    raise ValueError(value)
+
+
 BEFORE = [
     lambda n: qf.process(n=n)(jitter),
     lambda n: qf.process(n=n)(several),
@@ -31,9 +43,17 @@ BEFORE = [
     lambda n: qf.shuffle(5),
     lambda n: qf.take(7),
     lambda n: qf.queue(n),
+    lambda n: qf.process(n=n)(refuse),
+    lambda n: qf.process(n=n)(breaks),
+    lambda n: qf.take(1),
 ]
 
 steps = st.lists(st.integers(0, len(BEFORE) - 1), max_size=4)
+
+
+def given_by(run: qf.Run[Any]) -> tuple[list[Any], list[Any]]:
+    """Results and failures of a run."""
+    return list(run), [(each.step, each.index, each.item) for each in run.failures]
 
 
 def flow(chosen: list[int], n: int) -> qf.Flow[Any, Any]:
@@ -49,9 +69,9 @@ def test_repetitions_are_runs_of_one_epoch_after_another(
     chosen: list[int], items: int, times: int, epoch: int, shuffle: bool
 ) -> None:
     pipe, source = flow(chosen, 1), qf.source([*range(items)], shuffle=shuffle, seed=7)
-    runs = [(source | pipe)(engine="serial", seed=1, epoch=epoch + time) for time in range(times)]
+    runs = [(source | pipe)(engine="serial", seed=1, epoch=epoch + time, on_error="skip") for time in range(times)]
     expected = [value for run in runs for value in run]
-    assert list((source | pipe | qf.repeat(times))(engine="serial", seed=1, epoch=epoch)) == expected
+    assert list((source | pipe | qf.repeat(times))(engine="serial", seed=1, epoch=epoch, on_error="skip")) == expected
 
 
 @settings(max_examples=60)
@@ -62,8 +82,8 @@ def test_the_same_for_any_workers_and_when_some_die(
     def pipe(n: int) -> qf.Flow[Any, Any]:
         return flow(before, n) | qf.repeat(3) | flow(after, n)
 
-    expected = list(pipe(1)(range(items), engine="serial", seed=1))
-    assert list(pipe(n)(range(items), engine=Simulated(chance, deaths=deaths), seed=1)) == expected
+    expected = given_by(pipe(1)(range(items), engine="serial", seed=1, on_error="skip"))
+    assert given_by(pipe(n)(range(items), engine=Simulated(chance, deaths=deaths), seed=1, on_error="skip")) == expected
 
 
 @pytest.mark.parametrize("n", [1, 3])

@@ -151,3 +151,23 @@ def test_take_behind_the_source_reads_no_further(engine: str) -> None:
 def test_take_ends_an_endless_source_behind_steps_too() -> None:
     assert list((itertools.count() | qf.process(n=2)(abs) | qf.take(50))()) == [*range(50)]
     assert len(range(9) | qf.take(5) | qf.process(abs)) == 5
+
+
+def endless(value: int) -> Iterator[int]:
+    return itertools.count(value)
+
+
+def broken_behind(value: int) -> Iterator[int]:
+    yield from (value, value)
+    raise LookupError(value)
+
+
+@pytest.mark.parametrize("engine", ["serial", "processes"])
+@pytest.mark.parametrize("n", [1, 2])
+def test_nothing_before_a_take_is_asked_for_more(engine: str, n: int) -> None:
+    """In one worker or another one."""
+    for step, expected in ((endless, [0, 1]), (broken_behind, [0, 0])):
+        mark = qf.process(n=n)(step)
+        assert list((mark | qf.take(2))(range(3), engine=engine)) == expected
+        assert list((mark | qf.pack(1) | qf.take(2) | qf.unpack())(range(3), engine=engine)) == expected
+    assert list((mark | qf.take(2) | qf.repeat(2))(range(3), engine=engine)) == [0, 0, 0, 0]

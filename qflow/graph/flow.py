@@ -277,6 +277,8 @@ class Accumulator(ABC):
 
     done = False
     """It needs no more values."""
+    ends = False
+    """It may come to that before they end."""
     whole = False
     """It takes no value apart."""
     skip = 0

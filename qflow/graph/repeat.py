@@ -97,7 +97,7 @@ class Times(Accumulator):
     wants_paths = True
 
     def __init__(self, each: EachTime, state: Any) -> None:
-        self._each = each
+        self._each, self.ends = each, each.stream.accumulator().ends
         self._kept: Accumulator | None = None
         self._words: tuple[int, ...] = ()  # with which the first value begins
         self._time = 0

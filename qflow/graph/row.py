@@ -239,6 +239,8 @@ class Row:
             ]
         self._streams = [_At(stream, *kept) for stream, kept in zip(streams, states, strict=True)]
         self._paths = any(stream.kept.wants_paths for stream in self._streams)
+        # Of the streams from each place on, those that may need no more values.
+        self._ending = [[each.kept for each in self._streams[at:] if each.kept.ends] for at in range(len(self._streams) + 1)]
         self.entered: list[Any] | None = None  # what the first stream has taken, with paths where one looks at them
         self.deep = False  # user code between two streams was called
         self._again = False  # results were given out before
@@ -251,6 +253,8 @@ class Row:
 
         ``called``: its first operator was called already, and this gives what it gave.
         """
+        if self._over(0, path):
+            return _nothing()
         if called is not None:
             return through_each(self._parts[0], value, path, self._watch, reload, called)
         return self._after(0, value, path, reload)
@@ -260,7 +264,7 @@ class Row:
 
         They are not among those that have ``entered``.
         """
-        if self._parts[0] or not self._streams:
+        if self._parts[0] or not self._streams or (self._repeats and self._ending[0]):
             return 0
         first = self._streams[0]
         return 0 if self._paths or first.kept.skip or first.first is not None else first.kept.take(values)
@@ -331,7 +335,12 @@ class Row:
 
     def over(self, head: Path) -> bool:
         """Whether a stream needs no more values of a repetition of the source."""
-        return any(stream.kept.over(head) for stream in self._streams)
+        return any(kept.over(head) for kept in self._ending[0])
+
+    def _over(self, number: int, path: Path) -> bool:
+        """Whether a stream from a place on needs no more of the repetition to which a path belongs: nothing before it is called
+        any more."""
+        return bool(self._ending[number]) and any(kept.over(path[:1]) for kept in self._ending[number])
 
     @property
     def states(self) -> list[Kept]:
@@ -357,6 +366,8 @@ class Row:
                         self.came(path)
                     self.entered.append((path, value) if self._paths else value)
                 yield from self._given_out(number, self._added(number, value, path), value, path)
+                if self._over(number, path):
+                    return
             del value  # not kept alive while the next one is made
 
     def _added(self, number: int, value: Any, path: Path) -> Iterator[Any]:
@@ -386,10 +397,18 @@ class Row:
                 stream.origin = stream.kept.origin(stream.last)
             if self._again and number + 1 == len(self._streams):
                 continue
+            if self._over(number + 1, given):
+                if self._repeats and stream.head != stream.last[:1]:
+                    continue  # it has given out what it kept of the repetition before
+                return
             for below, each, known in self._after(number + 1, result, given):
                 yield below, each, known & FAILED
                 del each
             del result
+
+
+def _nothing() -> Results:
+    yield from ()
 
 
 def through_each(

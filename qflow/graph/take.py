@@ -45,7 +45,7 @@ class Take(Stream[Any, Any]):
 class Taken(Accumulator):
     """How many values have passed."""
 
-    whole = True
+    whole = ends = True
 
     def __init__(self, n: int, given: int) -> None:
         self._n, self._given = n, given

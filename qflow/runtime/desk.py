@@ -402,10 +402,10 @@ class Desk:
         self._outcome, self._calls = None, 3
         return single
 
-    def _passed_on(self, cell: int) -> Parcel:
-        """The failure of an earlier step, for the next one."""
+    def _passed_on(self, cell: int) -> Parcel | None:
+        """The failure of an earlier step, for the next one, if that still needs what comes."""
         failure, path, _ = decode(self.inputs, cell, read_only=True, views=False)
-        return parcel_of(failure, path)
+        return None if self._row is not None and self._row.over(path[:1]) else parcel_of(failure, path)
 
     def _given_up(self, verdict: Verdict) -> Parcel:
         failed = Failed(verdict.error(), self.name, None, None)
