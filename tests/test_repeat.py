@@ -154,6 +154,9 @@ def test_what_can_not_be_repeated_is_told(engine: str) -> None:
         list((iter(range(3)) | qf.process(abs) | qf.repeat(2))(engine=engine))
     with pytest.raises(qf.GraphError, match=r"A flow has one `qf.repeat`, but this one has two. Multiply"):
         (range(3) | qf.repeat(2) | qf.repeat(2))(engine=engine)
+    for nothing in (qf.source([]), [1] | qf.shard(1, 2)):
+        with pytest.raises(qf.GraphError, match=r"`qf.repeat\(\)` reads its source for ever, but that has no items"):
+            next((nothing | qf.process(abs) | qf.repeat())(engine=engine))
     with pytest.raises(qf.GraphError, match="times must be a whole number of at least 1"):
         qf.repeat(0)
     assert list((iter(range(3)) | qf.repeat(1))(engine=engine)) == [0, 1, 2]

@@ -44,6 +44,8 @@ def readings(source: Any, plan: Plan, context: Context, resumed: Resumption = FR
         )
     times = itertools.count(resumed.time + 1) if plan.times is None else range(resumed.time + 1, plan.times)
     later = (_begun(source, shard, _at(context, time), 0, items)._replace(head=(time,)) for time in times)
+    if plan.times is None:
+        later = (reading._replace(items=_some(reading.items)) for reading in later)
     return itertools.chain([first._replace(head=(resumed.time,))], later)
 
 
@@ -60,6 +62,15 @@ def _begun(source: Any, shard: Shard | None, context: Context, start: int, begin
         pairs = shard.pick(enumerate(begin(source, context)), lambda: items(source, context))
         values = (value for number, value in pairs if number >= start)
     return Reading((), numbers.start, values, shard.now.count)
+
+
+def _some(items: Iterator[Any]) -> Iterator[Any]:
+    """Items; a GraphError if there are none: they would be waited for for ever."""
+    try:
+        yield next(items)
+    except StopIteration:
+        raise GraphError("`qf.repeat()` reads its source for ever, but that has no items, or this part of it has none.") from None
+    yield from items
 
 
 def _at(context: Context, time: int) -> Context:

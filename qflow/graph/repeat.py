@@ -163,6 +163,7 @@ def repeat(times: int | None = None) -> Repeat:
     Args:
         times: at least 1; None: for ever.
     Raises:
-        GraphError: ``times`` is no such number; a flow has two of them; or the source is an iterator, which can be read once.
+        GraphError: ``times`` is no such number; a flow has two of them; the source is an iterator, which can be read once; or
+            it has no items, and is to be read for ever.
     """
     return Repeat(times)
