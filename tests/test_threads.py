@@ -1,6 +1,7 @@
 """Thread steps: neighbours share their threads and hand on the very objects, each with as many calls at once as it promises."""
 
 import asyncio
+import gc
 import os
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 import qflow as qf
+from qflow.runtime.awaiting import Loop
 
 
 class Handle:
@@ -225,6 +227,34 @@ def test_a_run_with_an_async_step_is_closed_at_once() -> None:
         begun = time.monotonic()
         run.close()
         assert time.monotonic() - begun < 5
+
+
+def test_an_async_generator_that_is_collected_by_the_loop_is_closed_there() -> None:
+    """Garbage is collected by whatever thread allocates; that of the loop can't wait for the loop."""
+    loop, closed, collected = Loop(), threading.Event(), threading.Event()
+    begun: list[Any] = []
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            await asyncio.sleep(0)
+            closed.set()
+
+    async def collect() -> None:
+        begun.pop()
+        gc.collect()
+        collected.set()
+
+    values = loop.wait(numbers())
+    assert next(values) == 1
+    begun.append([values])
+    begun[0].append(begun[0])
+    del values
+    threading.Thread(target=loop.wait, args=(collect(),), daemon=True).start()
+    assert collected.wait(10)
+    assert closed.wait(10)
+    loop.close()
 
 
 @pytest.mark.parametrize("mark", [qf.process, qf.pool, qf.map, qf.filter])

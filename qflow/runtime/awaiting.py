@@ -21,6 +21,7 @@ class Loop:
     def __init__(self) -> None:
         self._starting = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
         self._ended = threading.Event()
 
     def wait(self, given: Any) -> Any:
@@ -34,6 +35,7 @@ class Loop:
             self._ended.wait()
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._thread = threading.get_ident()
         try:
             loop.run_forever()
             loop.run_until_complete(loop.shutdown_asyncgens())
@@ -41,12 +43,17 @@ class Loop:
             loop.close()
             self._ended.set()
 
-    def _result(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    def _started(self) -> asyncio.AbstractEventLoop:
         with self._starting:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 start_thread("qflow-loop", partial(self._run, self._loop))
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            return self._loop
+
+    def _result(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop or self._started())
+        if threading.get_ident() == self._thread:  # an iterator is closed, that was collected as garbage just here
+            return None
         try:
             return future.result()
         except BaseException:
