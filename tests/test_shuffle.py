@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import qflow as qf
+from qflow.testing.leaks import nothing_left
 
 
 def shuffled(items: Any, buffer: int, **options: Any) -> list[Any]:
@@ -151,6 +152,12 @@ def test_take_behind_the_source_reads_no_further(engine: str) -> None:
 def test_take_ends_an_endless_source_behind_steps_too() -> None:
     assert list((itertools.count() | qf.process(n=2)(abs) | qf.take(50))()) == [*range(50)]
     assert len(range(9) | qf.take(5) | qf.process(abs)) == 5
+
+
+@pytest.mark.parametrize("pipe", [qf.take(0) | qf.repeat(), qf.unpack() | qf.repeat()])
+def test_a_source_of_which_nothing_comes_is_left_when_the_run_is_closed(pipe: qf.Flow[Any, Any]) -> None:
+    with nothing_left(), pipe | qf.process(abs) as whole, whole([[]]) as run, pytest.raises(qf.StepTimeout):
+        run.next(timeout=0.1)
 
 
 def endless(value: int) -> Iterator[int]:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, final
 
 from qflow.engines.warm import Warm, warm_of
@@ -97,7 +98,7 @@ class Session:
         self.crew.start(self.plan, payloads, held, orders, attempts)
         self._hold = Hold(held.held, room=len(held.held) + FEW)
         row, most = feed_row(self.plan, self.options.context, resumed), self.crew.channels.first.stride
-        items = parcels(read, row, most, collect=self._orders.collect, many=is_quick(self.plan))
+        items = partial(parcels, read, row, most, collect=self._orders.collect, many=is_quick(self.plan))
         self._feeder = Feeder(self.crew, items, self._hold)
         self._feeder.start()
         self.crew.watch()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import os
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from itertools import chain, islice
 from typing import Any
@@ -31,9 +31,12 @@ THERE = type(iter(range(0))), type(iter(range(1 << 70))), type(iter(_NONE)), typ
 
 
 class Feeder:
-    """Pulls the source's `parcels` no faster than the bounds allow; ``hold`` for what items refer to."""
+    """Pulls the source's `parcels` no faster than the bounds allow; ``hold`` for what items refer to.
 
-    def __init__(self, crew: Crew, items: Iterator[Parcel], hold: Hold) -> None:
+    ``items`` makes them, and is told how to know that no more are wanted.
+    """
+
+    def __init__(self, crew: Crew, items: Callable[[Callable[[], bool]], Iterator[Parcel]], hold: Hold) -> None:
         self._crew, self._over = crew, False
         self._touching = threading.Lock()  # held while the crew is touched, but for the wait for its bell
         self._waiting = False
@@ -41,7 +44,7 @@ class Feeder:
         self._done = threading.Event()  # not `join`, which would give a thread of `_thread` a name that stays
         crew.channels.first.forget()
         self._filling = Filling(crew.channels.first)
-        self._items = items
+        self._items = items(lambda: self._over)
 
     def start(self) -> None:
         """Begin to pull."""
@@ -116,10 +119,13 @@ def is_quick(plan: Plan) -> bool:
     return not plan.feed and plan.bounds[0] is None and plan.times == 1 and plan.shard is None
 
 
-def parcels(readings: Iterator[Reading], row: Row, most: int, *, collect: bool, many: bool = False) -> Iterator[Parcel]:
+def parcels(
+    readings: Iterator[Reading], row: Row, most: int, over: Callable[[], bool] = bool, *, collect: bool, many: bool = False
+) -> Iterator[Parcel]:
     """The source's items through the feed, encoded in at most so many bytes; each ends its item of the edge.
 
-    A failure of the source itself is the last; ``collect``: failures bring the value that failed; ``many``: as `is_quick` says.
+    A failure of the source itself is the last; ``over``: whether no more are wanted, which is asked where none may come for ever;
+    ``collect``: failures bring the value that failed; ``many``: as `is_quick` says.
     """
     packer = Packer()
 
@@ -127,12 +133,12 @@ def parcels(readings: Iterator[Reading], row: Row, most: int, *, collect: bool, 
         return _failed(result, path, collect) if known & FAILED else _parcel(packer, result, path, most, collect)
 
     for reading in readings:
-        if row.done:
+        if row.done or over():
             break
         values, number = reading.items, reading.number
         if many and type(values) in THERE:
             values, number = yield from _numbers(values, number)
-        while not row.over(reading.head):
+        while not row.over(reading.head) and not over():
             path = (*reading.head, number)
             try:
                 value = next(values)
