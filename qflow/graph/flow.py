@@ -509,8 +509,9 @@ class Flow(Joins[A, B]):
                 parts. A larger item passes alone. What steps and you hold for themselves is not counted.
                 seed: from which all random numbers follow: a step that names a parameter ``rng`` is given a
                 `numpy.random.Generator` keyed by seed, epoch, step and item, the same whatever ``n``, engine, order or
-                retry. When it is given, ``random``, ``np.random`` and torch are seeded for each item, too, but for
-                thread steps with ``n`` above 1, whose threads share them. Without it one is drawn: ``run.seed``.
+                retry. When it is given, ``random``, ``np.random`` and torch are seeded for each item, too, but not where
+                several threads share them: in thread steps with ``n`` above 1, in neighbours that share their threads,
+                and in functions that run in their worker (the plan shows it). Without it one is drawn: ``run.seed``.
                 epoch: of the data, 0, 1, ...; another one gives other numbers.
                 resume: what `Run.state_dict` has given: the results that came after that one, in a run of the same flow and
                 source with any ``n``, engine and bounds. Seed and epoch are those of the state.
