@@ -438,6 +438,21 @@ def test_a_run_that_fails_or_ends_early_leaves_nothing(tmp_path: Path) -> None:
     after = qf.map(slow) | qf.cache(tmp_path) | qf.map(fails)
     run(after, range(3), on_error="skip")  # what fails behind it is no matter
     assert len(caches(tmp_path)) == 2
+    twice = qf.pack(1) | qf.map(sum) | qf.cache(tmp_path) | qf.pack(1) | qf.map(sum) | qf.map(fails) | qf.repeat(2)
+    run(twice, range(4), on_error="skip")
+    assert len(caches(tmp_path)) == 3
+
+
+def apart(number: int) -> Any:
+    return number if number == 2 else [number]
+
+
+@pytest.mark.parametrize("engine", ["serial", "processes"])
+def test_what_failed_within_a_chain_or_an_operator_is_missing_too(tmp_path: Path, engine: str) -> None:
+    """Its failure has another name than a step of the flow."""
+    for before in (qf.process(qf.map(abs) | qf.map(fails)), qf.map(apart) | qf.pool(abs), qf.map(apart) | qf.repack(1)):
+        assert len(run(before | qf.cache(tmp_path), range(4), on_error="skip", engine=engine)) == 3
+        assert caches(tmp_path) == []
 
 
 def test_a_writer_that_dies_goes_on_where_it_was(tmp_path: Path) -> None:

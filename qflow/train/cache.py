@@ -282,12 +282,22 @@ class Part:
     def ended(self, run: Run[Any], whole: bool) -> None:
         """The run is over: give what it wrote its name, if that is all there is, and nothing failed on the way to it."""
         whole = whole or run.repetition > 0
-        if whole and stored(self.folder) is not None and not any(failure.step in self._steps for failure in run.failures):
+        if whole and stored(self.folder) is not None and not self._lacks(run):
             with _alone(self._to.parent):
                 if stored(self._to) is None:  # no other run was faster
                     shutil.rmtree(self._to, ignore_errors=True)
                     self.folder.rename(self._to)
         self._gone()
+
+    def _lacks(self, run: Run[Any]) -> bool:
+        """Whether an item has failed before it. The path of one that failed behind it says so, but for the first ones, of which
+        the step's name says it; that may be one of a chain, or the word of an operator."""
+        row, part = run._plan.row, str(self.folder)
+        place = next(at for at, each in enumerate(row) if getattr(getattr(each, "stream", each), "part", None) == part)
+        streams = sum(isinstance(operator, Stream) for operator in row[:place])
+        behind = {name for operator in row[place + 1 :] for name in operator.names} - self._steps
+        failures = zip(run.failures, run._failed, strict=False)
+        return any(passed <= streams and failure.step not in behind for failure, (passed, *_) in failures)
 
 
 @contextlib.contextmanager
