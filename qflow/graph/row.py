@@ -253,7 +253,7 @@ class Row:
 
         ``called``: its first operator was called already, and this gives what it gave.
         """
-        if self._over(0, path):
+        if self._enough(0, path):
             return _nothing()
         if called is not None:
             return through_each(self._parts[0], value, path, self._watch, reload, called)
@@ -337,10 +337,13 @@ class Row:
         """Whether a stream needs no more values of a repetition of the source."""
         return any(kept.over(head) for kept in self._ending[0])
 
-    def _over(self, number: int, path: Path) -> bool:
-        """Whether a stream from a place on needs no more of the repetition to which a path belongs: nothing before it is called
-        any more."""
-        return bool(self._ending[number]) and any(kept.over(path[:1]) for kept in self._ending[number])
+    def _enough(self, number: int, path: Path) -> bool:
+        """Whether a stream from a place on needs no more of the repetition to which a path belongs: those before it hear of that,
+        and are not called any more."""
+        enough = bool(self._ending[number]) and any(kept.over(path[:1]) for kept in self._ending[number])
+        if enough:
+            self.cut(path[:1])
+        return enough
 
     @property
     def states(self) -> list[Kept]:
@@ -366,7 +369,7 @@ class Row:
                         self.came(path)
                     self.entered.append((path, value) if self._paths else value)
                 yield from self._given_out(number, self._added(number, value, path), value, path)
-                if self._over(number, path):
+                if self._enough(number, path):
                     return
             del value  # not kept alive while the next one is made
 
@@ -397,7 +400,7 @@ class Row:
                 stream.origin = stream.kept.origin(stream.last)
             if self._again and number + 1 == len(self._streams):
                 continue
-            if self._over(number + 1, given):
+            if self._enough(number + 1, given):
                 if self._repeats and stream.head != stream.last[:1]:
                     continue  # it has given out what it kept of the repetition before
                 return
