@@ -1,4 +1,4 @@
-"""The loader in the frameworks that train: with the real ones, where they are installed (`pip install 'qflow[train]'`)."""
+"""The loader in the frameworks that train: with the real ones, where they are installed (`pip install 'qflow[frameworks]'`)."""
 
 import glob
 import logging

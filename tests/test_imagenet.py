@@ -283,10 +283,24 @@ def test_what_is_wrong_is_told(tmp_path: Path, capsys: Any) -> None:
     base = ["--base-dir", str(tmp_path), "--workers", "serial"]
     assert main([*base, "-s", "2", "--profile"]) == 1
     assert "A profile takes at least 3 steps, but there are 2" in capsys.readouterr().err
+    assert main([*base, "-s", "9", "--profile", str(tmp_path / "no" / "trace.json")]) == 1
+    assert "there is no folder for" in capsys.readouterr().err
     assert main(base) == 1
     assert f"imagenet: {tmp_path}/label/bad.jpg: not an image that can be decoded" in capsys.readouterr().err
     assert main([*base, "--on-error", "skip"]) == 1
     assert "Epoch 0 had no batch: all images failed" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("torch_as_it_was")
+def test_a_bad_image_behind_the_last_batch_is_counted(files: Files, tmp_path: Path, capsys: Any) -> None:
+    bad = tmp_path / "label" / "bad.jpg"
+    bad.parent.mkdir()
+    bad.touch()
+    three = tmp_path / "three.txt"
+    three.write_text("\n".join([*files.paths[:2], str(bad)]))
+    base = ["--file-list-path", str(three), "--workers", "serial", "--on-error", "skip"]
+    assert main([*base, "-b", "2", "--epochs", "6"]) == 0
+    assert capsys.readouterr().out.count("2 images, 2 different, of 3; 2 by rank, 1 skipped") == 6
 
 
 def run(*command: str) -> str:
@@ -301,7 +315,7 @@ def run(*command: str) -> str:
 
 
 def test_two_ranks_see_each_image_once_together(file_list: Path) -> None:
-    out = run(*TORCHRUN, "--file-list-path", str(file_list), "-b", "5", "-s", "8", "-w", "2")
+    out = run(*TORCHRUN, "--file-list-path", str(file_list), "-b", "5", "-s", "8", "-w", "2", "--remainder", "pad")
     assert "rank 0 of 2, torchrun on cpu" in out
     assert re.findall(r"epoch (\d): (.*) skipped", out) == [
         ("0", "24 images, 24 different, of 24; 12 + 12 by rank, 0"),

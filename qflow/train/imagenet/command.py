@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         "--base-dir", metavar="PATH", help="folder of the images, one folder in it for each label (default: tiles, made for this)"
     )
     add("--file-list-path", metavar="PATH", help="text file, one path on each line; relative ones begin in --base-dir")
-    add("--even", choices=("drop", "pad"), default="drop", help="what ranks do to have equally many images (default: drop)")
+    add("--remainder", choices=("drop", "pad"), default="drop", help="what ranks do to have equally many images (default: drop)")
     add("--on-error", choices=("raise", "skip"), default="raise", help="what to do about an image that is bad (default: raise)")
     add("--seed", type=int, default=0, metavar="N", help="of the order of the images and the network (default: 0)")
     add("--status-print-interval", type=_count, default=5, metavar="N", help="steps after which the rate is printed (default: 5)")
@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace) -> None:
         files = stack.enter_context(_files(options))
         here = stack.enter_context(world())
         source = flow(
-            files, options.nbatch, workers=options.workers, n=options.nworkers, cache=options.cache_size, even=options.even
+            files, options.nbatch, workers=options.workers, n=options.nworkers, cache=options.cache_size, even=options.remainder
         )
         engine = "serial" if options.workers == "serial" else "processes"
         source |= to_device(str(here.device))
@@ -80,6 +80,8 @@ def _run(options: argparse.Namespace) -> None:
         most = min(steps or sys.maxsize, len(loader) * (options.epochs or sys.maxsize))
         if options.profile is not None and most < LEAST:
             raise GraphError(f"A profile takes at least {LEAST} steps, but there are {most}. Write `-s 20`.")
+        if options.profile is not None and not os.path.isdir(os.path.dirname(path) or "."):
+            raise GraphError(f"The trace can't be written: there is no folder for {path!r}. Make it before.")
         trace = None if options.profile is None or here.rank.index else Trace(path, most)
         _introduce(options, files, here)
         with trace or nullcontext():

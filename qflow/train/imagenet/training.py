@@ -75,7 +75,7 @@ class Training:
                 losses.append(self.learner.learn(batch))
                 numbers.append(batch.numbers.clone())  # the batch's memory is used again
                 self._stepped(run, len(batch), rates)
-                skipped = len(run.failures)
+            skipped = len(run.failures) if losses else 0  # those behind the last batch, too
         each = self.world.gather(Passed(torch.cat(numbers or [torch.empty(0, dtype=torch.int64)]).cpu(), len(losses), skipped))
         self._report(epoch, each, losses, time.perf_counter() - start)
         return max(passed.steps for passed in each)
