@@ -535,6 +535,8 @@ def test_a_stream_that_ends_before_its_input(engine):
             return Firsts(state)
 
     class Firsts(Accumulator):
+        ends = True
+
         def __init__(self, state):
             self.state = state or 0
 
