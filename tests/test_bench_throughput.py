@@ -65,6 +65,7 @@ def test_a_run_tells_tables_goals_json_and_the_grid(tmp_path: Path) -> None:
     assert tried == [{"chunksize": 10000}, {"chunksize": 4000}]
 
 
+@pytest.mark.slow
 def test_what_is_wrong_has_no_figure() -> None:
     names = ["LOSES", "DOUBLES", "WRONG", "SHUFFLES", "RAISES", "DIES", "TUNED", "ABSENT", "UNBUILT"]
     run = bench("--only", "ints", "--peers", ",".join(f"bad_peers:{name}" for name in names))

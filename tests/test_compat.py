@@ -596,6 +596,7 @@ def test_q17_the_example_irl_runs_as_it_is_written(fgsim, engine, renamed):
     made.stop()
 
 
+@pytest.mark.slow
 def test_q17_the_example_irl_runs_as_a_script(fgsim):
     (fgsim / "train.py").write_text(
         REAL

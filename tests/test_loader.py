@@ -164,8 +164,10 @@ def test_a_data_loader_gives_its_batches_as_they_are() -> None:
 def test_a_data_loader_that_would_give_everything_twice_is_told() -> None:
     data = qf.train.dataset(qf.train.Loader(flow(), engine="serial"))
     for workers in (1, 2):
+        batches = iter(DataLoader(data, batch_size=None, num_workers=workers))
         with pytest.raises(qf.GraphError, match=rf"Each worker of DataLoader \(num_workers={workers}\) would run the whole pipe"):
-            next(iter(DataLoader(data, batch_size=None, num_workers=workers)))
+            next(batches)
+        batches._shutdown_workers()  # type: ignore[attr-defined]
     with pytest.raises(qf.GraphError, match=r"`qf.train.dataset` takes a loader, but got \[1\]"):
         qf.train.dataset([1])  # type: ignore[arg-type]
 

@@ -132,7 +132,7 @@ def test_the_rest_is_that_of_the_whole(chosen: list[int], source: Any, items: in
     assert len(json.dumps(state)) < 10_000
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(flows, st.integers(0, 60), st.integers(1, 3), st.integers(1, 3), st.integers(0, 1 << 30), st.integers(0, 4), st.randoms())
 def test_with_other_workers_and_when_some_die(
     chosen: list[int], items: int, n: int, then: int, chance: int, deaths: int, random: Any

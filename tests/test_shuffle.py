@@ -59,6 +59,7 @@ def test_a_buffer_of_one_changes_nothing() -> None:
     assert shuffled(range(20), 1) == [*range(20)]
 
 
+@pytest.mark.slow
 def test_orders_are_even() -> None:
     """Where an item ends up beside its neighbour is even; the places that it moves by are spread over the buffer."""
     moves = [
