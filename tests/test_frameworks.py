@@ -117,3 +117,31 @@ def test_the_trainer_of_transformers_takes_it(tmp_path: Path) -> None:
         options = transformers.TrainingArguments(str(tmp_path), num_train_epochs=2, use_cpu=True, learning_rate=0.0, **quiet)
         Trainer(model=Model(), args=options).train()
     assert seen == WHOLE
+
+
+def batches(kind: str) -> Any:
+    if kind == "torchdata":
+        stateful = pytest.importorskip("torchdata.stateful_dataloader")
+        return stateful.StatefulDataLoader(list(range(6)), batch_size=2)
+    return qf.train.Loader(qf.source(range(6)) | qf.pack(2) | torch.tensor, engine="serial")
+
+
+@pytest.mark.parametrize("kind", ["torchdata", "qflow"])
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+def test_its_states_are_those_of_torchdatas_stateful_loader(kind: str) -> None:
+    stateful = pytest.importorskip("torchdata.stateful_dataloader.stateful")
+    every = [[0, 1], [2, 3], [4, 5]]
+    for cut in range(4):
+        first = batches(kind)
+        assert isinstance(first, stateful.Stateful)
+        taking = iter(first)
+        assert [next(taking).tolist() for _ in range(cut)] == every[:cut]
+        second = batches(kind)
+        second.load_state_dict(first.state_dict())
+        assert [batch.tolist() for batch in second] == every[cut:]
+        assert [batch.tolist() for batch in second] == every  # the next epoch
+        assert len(second) == 3
+    state = second.state_dict()  # at the end of an epoch
+    third = batches(kind)
+    third.load_state_dict(state)
+    assert [batch.tolist() for batch in third] == every

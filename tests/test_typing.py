@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SAMPLES = Path(__file__).parent / "typing"
-CHECKERS = {"mypy": ["mypy", "--strict", "--no-incremental"], "pyright": ["pyright"]}
+CHECKERS = {"mypy": ["mypy", "--strict"], "pyright": ["pyright"]}
 
 
 def wrong_lines(checker: str, *samples: str) -> dict[str, set[int]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar, cast, final, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self, TypeAlias, TypeVar, cast, final, overload
 
 from qflow.errors import GraphError, blame, got, not_quiet
 from qflow.graph import run as runs
@@ -342,11 +342,11 @@ def results(result: Any) -> Iterable[Any]:
     return (result,)
 
 
-@final
-class Map(Each[A, B]):
-    """A function without workers of its own; see `map`."""
+class Calls(Each[A, B]):
+    """A function without workers of its own."""
 
     user_code = True
+    made_by: ClassVar[str]
 
     def __init__(self, function: Function) -> None:
         self.function = function
@@ -355,16 +355,35 @@ class Map(Each[A, B]):
     def name(self) -> str:
         return self.function.name
 
-    def outputs(self, value: Any) -> Iterable[Any]:
-        return self.given(self.function(value))
-
     @property
     def meaning(self) -> str:
-        return f"qf.map({self.name})"
+        return f"{self.made_by}({self.name})"
 
     @property
     def functions(self) -> tuple[Function, ...]:
         return self.function.parts
+
+    def opened(self) -> Self:
+        return opened(self)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Calls) and (type(self), self.function) == (type(other), other.function)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.function))
+
+    def __repr__(self) -> str:
+        return f"{self.made_by}({function_text(self.function)})"
+
+
+@final
+class Map(Calls[A, B]):
+    """Gives what a function gives; see `map`."""
+
+    made_by = "qf.map"
+
+    def outputs(self, value: Any) -> Iterable[Any]:
+        return self.given(self.function(value))
 
     def plain(self, context: Context) -> Callable[[Any], Any] | None:
         return self.function.plain(context)
@@ -372,54 +391,15 @@ class Map(Each[A, B]):
     def length(self, items: int) -> int | None:
         return self.function.length(items)
 
-    def opened(self) -> Map[A, B]:
-        return opened(self)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Map) and self.function == other.function
-
-    def __hash__(self) -> int:
-        return hash((Map, self.function))
-
-    def __repr__(self) -> str:
-        return f"qf.map({function_text(self.function)})"
-
 
 @final
-class Filter(Each[A, Any]):
+class Filter(Calls[A, Any]):
     """Keeps the values for which a predicate holds; see `filter`."""
 
-    user_code = True
-
-    def __init__(self, function: Function) -> None:
-        self.function = function
-
-    @property
-    def name(self) -> str:
-        return self.function.name
-
-    @property
-    def meaning(self) -> str:
-        return f"qf.filter({self.name})"
-
-    @property
-    def functions(self) -> tuple[Function, ...]:
-        return self.function.parts
+    made_by = "qf.filter"
 
     def outputs(self, value: Any) -> Iterable[Any]:
         return (value,) if self.function(value) else ()
-
-    def opened(self) -> Filter[A]:
-        return opened(self)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Filter) and self.function == other.function
-
-    def __hash__(self) -> int:
-        return hash((Filter, self.function))
-
-    def __repr__(self) -> str:
-        return f"qf.filter({function_text(self.function)})"
 
 
 @final

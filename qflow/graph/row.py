@@ -202,6 +202,7 @@ class Row:
         labels: the operators' names in the flow.
         gates: through which some operators are called, by their places.
     Attributes:
+        empty: no operator changes anything: each value is the result, and there are no others.
         depends: what the operators do depends on the run, beside its data.
     """
 
@@ -215,6 +216,7 @@ class Row:
         gates: Mapping[int, Gate] | None = None,
     ) -> None:
         self._watch = watch or Watch()
+        self.empty = not any(isinstance(operator, (Each, Stream)) for operator in operators)
         context = self._watch.context
         depending = [operator.depends(context) for operator in operators]
         self.depends = any(depending)

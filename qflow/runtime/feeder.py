@@ -127,7 +127,7 @@ def parcels(
     A failure of the source itself is the last; ``over``: whether no more are wanted, which is asked where none may come for ever;
     ``collect``: failures bring the value that failed; ``many``: as `is_quick` says.
     """
-    packer = Packer()
+    packer, bare = Packer(), row.empty
 
     def parcel(path: Path, result: Any, known: int) -> Parcel:
         return _failed(result, path, collect) if known & FAILED else _parcel(packer, result, path, most, collect)
@@ -138,7 +138,7 @@ def parcels(
         values, number = reading.items, reading.number
         if many and type(values) in THERE:
             values, number = yield from _numbers(values, number)
-        while not row.over(reading.head) and not over():
+        while bare or not (row.over(reading.head) or over()):
             path = (*reading.head, number)
             try:
                 value = next(values)
@@ -148,9 +148,12 @@ def parcels(
                 failure = failure_of(Failed(error, "source", None, None), path, None)
                 yield parcel_of(failure._replace(fatal=True), path)
                 return
-            for each in row.add(value, path):
-                yield parcel(*each)
-                del each
+            if bare:
+                yield _parcel(packer, value, path, most, collect)
+            else:
+                for each in row.add(value, path):
+                    yield parcel(*each)
+                    del each
             number += reading.step
             del value  # not kept alive while the next one is waited for
     for each in row.finish():

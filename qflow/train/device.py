@@ -147,7 +147,7 @@ class Copied(NamedTuple):
 class Mover:
     """One thread that moves batches, one after another."""
 
-    def __init__(self, device: torch.device, cells: Any) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = ThreadPoolExecutor(1, "qflow-device")
 
@@ -174,7 +174,7 @@ class CudaMover(Mover):
     """Copies on a stream of its own, out of locked memory."""
 
     def __init__(self, device: torch.device, cells: Any) -> None:
-        super().__init__(device, cells)
+        super().__init__(device)
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._cells, self._locking = cells, cells is not None and cells.shape.locked
         self._locks = _locks_of(device)
@@ -196,12 +196,14 @@ class CudaMover(Mover):
                 self._stream.wait_stream(stream)  # on which they are made
             locked = self._cells.lock(map(_place, here), self._locks) if self._locking else set()
             tensors: list[Any] = []
-            found = moved(value, partial(self._tensor, locked, tensors), other)
+            found = moved(value, partial(self._tensor, locked, tensors, other), other)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(self._stream)
             return Copied(found, tensors, event)
 
-    def _tensor(self, locked: set[int], tensors: list[Any], tensor: Any) -> Any:
+    def _tensor(self, locked: set[int], tensors: list[Any], other: Callable[[Any], Any], tensor: Any) -> Any:
+        if tensor.layout is not torch.strided:
+            return other(tensor)
         if _place(tensor)[0] not in locked and tensor.is_cpu:
             tensor = tensor.pin_memory()  # in PyTorch's own cache, which waits for the copy before it uses it again
         found = tensor.to(self._device, non_blocking=True)
@@ -272,7 +274,7 @@ class Moving(Run[Any]):
     def __init__(self, run: Run[Any], device: torch.device, prefetch: int) -> None:
         super().__init__(run._length, run._options, run._plan)
         self._run, self._prefetch = run, prefetch if run.ahead else 0
-        self._mover = (CudaMover if device.type == "cuda" else Mover)(device, run.cells)
+        self._mover = CudaMover(device, run.cells) if device.type == "cuda" else Mover(device)
         self._taken: deque[Ahead] = deque()
         self._given: deque[Ahead] = deque()  # whose copies may not be over
         self._at: tuple[Path, int] = ((), 0)
