@@ -17,7 +17,7 @@ from typing import Any, TypeVar, final
 from qflow.errors import GraphError
 from qflow.graph.context import Context, generator
 from qflow.graph.sizes import whole
-from qflow.graph.source import Source, check_source, source_length, use
+from qflow.graph.source import Source, check_source, lifted, source_length, use
 
 T = TypeVar("T")
 BLOCK = 4096  # draws at once
@@ -159,4 +159,4 @@ def mix(*sources: Iterable[T], weights: Sequence[float] | None = None, seed: int
     chosen = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
     if len(chosen) != len(sources) or not all(0 < weight < inf for weight in chosen):
         raise GraphError(f"`weights` needs one number above 0 for each of {len(sources)} sources, but got {weights!r}.")
-    return Mix(tuple(map(_bare, sources)), chosen, whole(seed, "seed", "qf.mix(a, b, seed=0)"))
+    return Mix(tuple(lifted(_bare(each)) for each in sources), chosen, whole(seed, "seed", "qf.mix(a, b, seed=0)"))

@@ -19,7 +19,7 @@ from qflow.errors import GraphError, StepTimeout, got
 from qflow.graph.context import check_params
 from qflow.graph.options import MARK_WORDS, RunOptions, options_of
 from qflow.graph.sizes import budget
-from qflow.graph.source import check_source, source_length
+from qflow.graph.source import check_source, lifted, source_length
 
 if TYPE_CHECKING:
     from qflow.graph.flow import Flow, Joins, Operator
@@ -388,6 +388,7 @@ def start(flow: Flow[Any, Any], source: Any, engine: str | Engine, given: dict[s
     from qflow.graph.flow import row_length
 
     check_source(source, explicit=True)
+    source = lifted(source)
     own = {field.name for field in dataclasses.fields(RunOptions)}
     defaults = {word: value for word, value in given.items() if word not in own}
     unknown = next((word for word in defaults if word not in MARK_WORDS or word == "name"), None)

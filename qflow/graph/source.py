@@ -28,6 +28,10 @@ def source(values: Iterable[T], *, shuffle: bool = False, seed: int | None = Non
     >>> list((qf.source({1: "a"}.keys()) | qf.pack(2))(engine="serial"))
     [[1]]
 
+    A sampler of PyTorch, also without `source`, gives its indices, in an order that follows the run: what it draws depends on the
+    run's seed (or, if it has a generator, on the seed with which that was made) and epoch, and one that has ``set_epoch`` is at
+    its own epoch plus the run's. The sampler itself stays as it is.
+
     Args:
         values: an iterable, or a map-style data set (``__len__`` and ``__getitem__``); read lazily.
         shuffle: give them in another order in each epoch, a permutation of all. They are read by index, in the thread that
@@ -69,6 +73,15 @@ def check_source(value: Any, *, explicit: bool = False) -> None:
             f"{describe(value)} can be called and can be iterated. "
             "Write `qf.map(x)` for its function or `qf.source(x)` for its items."
         )
+
+
+def lifted(value: Any) -> Any:
+    """What a run reads in place of a source: a sampler of PyTorch follows the run."""
+    if "torch.utils.data" in sys.modules:
+        from qflow.graph.sampled import Sampled, follows
+
+        return Sampled(value) if follows(value) else value
+    return value
 
 
 def is_source(value: Any) -> bool:
