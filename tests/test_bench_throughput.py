@@ -89,11 +89,13 @@ def test_what_is_wrong_has_no_figure() -> None:
     assert "speed=none: ValueError: this setting doesn't work" in lines["tuned"]
 
 
+@pytest.mark.slow
 def test_a_peer_that_hangs_has_a_limit() -> None:
     run = bench("--only", "ints", "--peers", "bad_peers:HANGS", "--limit", "3")
     assert "hung: no result after 3 s" in lines_of(run.stdout)["hangs"]
 
 
+@pytest.mark.slow
 def test_the_time_to_the_first_item_is_a_workload(tmp_path: Path) -> None:
     run = bench("--only", "first", "--peers", "pool")
     assert run.returncode == 0, run.stderr

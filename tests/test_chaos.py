@@ -21,7 +21,7 @@ def long(*case):
 @pytest.mark.parametrize(
     ("seconds", "gap", "options"),
     [
-        (6, 0.02, ()),
+        (3, 0.02, ()),
         long(60, 0.005, ()),
         long(120, 0.05, ()),
         long(20, 0.02, ("--start", "fork")),

@@ -255,6 +255,7 @@ def demo(layout: folder.Layout, *arguments: str) -> subprocess.CompletedProcess[
     return qflow("demo", "--folder", str(where), "--size", "2MB", "--rows", "20", "--batch", "8", "--epochs", "2", *arguments)
 
 
+@pytest.mark.slow
 def test_the_demo_runs_serially(tmp_path: Path) -> None:
     done = demo(folder.layout(tmp_path, SIZE), "--engine", "serial")
     assert done.returncode == 0, done.stderr

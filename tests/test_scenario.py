@@ -8,6 +8,7 @@ import pytest
 from scenario import script
 
 
+@pytest.mark.slow
 def test_a_script_that_hangs_says_where_and_its_workers_too(capsys):
     with pytest.raises(subprocess.TimeoutExpired):
         script(

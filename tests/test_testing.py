@@ -278,6 +278,7 @@ def test_a_missing_package_says_what_to_install(missing, code):
     assert "Install it: pip install 'qflow[testing]'" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_the_fixture_is_imported_from_the_package(tmp_path):
     (tmp_path / "conftest.py").write_text("from qflow.testing import no_leaks\n")
     (tmp_path / "test_it.py").write_text(

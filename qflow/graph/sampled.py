@@ -59,10 +59,9 @@ def _following(sampler: Any, context: Context) -> Any:
     """A copy that gives the order of a run."""
     found = copy(sampler)
     if hasattr(found, "generator"):
-        from torch import Generator
-
         seed = context.seed if found.generator is None else found.generator.initial_seed()
-        found.generator = Generator().manual_seed(Context(seed, context.epoch).key("sampler") >> 65)
+        generator = sys.modules["torch"].Generator()
+        found.generator = generator.manual_seed(Context(seed, context.epoch).key("sampler") >> 65)
     if hasattr(found, "set_epoch"):
         found.set_epoch(getattr(found, "epoch", 0) + context.epoch)
     if [*_nested(getattr(found, "sampler", None))]:
