@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -29,6 +30,13 @@ if start := os.environ.get("QFLOW_TEST_START"):  # by `test_starts`: all tests w
     processes.Processes.__init__.__kwdefaults__["start"] = start
 
 collect_ignore_glob = ["typing/*"]  # samples for the type checkers, wrong on purpose
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where libraries and killed programs leave what they do; it goes as pytest's own."""
+    os.environ["TMPDIR"] = str(tmp_path_factory.mktemp("left"))
+    tempfile.tempdir = None  # asked for before
 
 
 @pytest.fixture(params=ENGINES)

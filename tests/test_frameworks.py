@@ -13,11 +13,6 @@ import qflow as qf
 torch = pytest.importorskip("torch")
 
 
-@pytest.fixture(autouse=True)
-def _no_folder_of_compilers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # else they make one beside, and leave it
-
-
 def make(number: int) -> Any:
     return torch.full((2,), float(number))
 
