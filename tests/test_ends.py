@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
 import signal
 import socket
@@ -484,3 +485,26 @@ def test_a_wrong_timeout_is_an_error(timeout, engine):
         with pytest.raises(qf.GraphError, match=r"run.next\(timeout=5\)"):
             run.next(timeout)
         assert next(run) == 1
+
+
+def test_a_record_keeps_what_was_added_to_it_and_a_handler_that_fails_ends_no_run(capsys):
+    def log(x):
+        logging.getLogger("of.mine").warning("seen", extra={"origin": "a step", "number": x, "odd": object()})
+        return x
+
+    class Fails(logging.Handler):
+        def emit(self, record):
+            seen.append(record)
+            raise AttributeError(f"about {record.origin}")
+
+    seen: list[Any] = []
+    logger, fails = logging.getLogger("of.mine"), Fails()
+    logger.addHandler(fails)
+    try:
+        with qf.Flow(qf.process(log)) as pipe:
+            assert list(pipe([7])) == [7]
+    finally:
+        logger.removeHandler(fails)
+    (record,) = seen
+    assert (record.origin, record.number, hasattr(record, "odd")) == ("a step", 7, False)
+    assert "AttributeError: about a step" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import os
 import pickle
 import sys
 import threading
+import traceback
 import warnings
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -21,7 +22,10 @@ from qflow.graph.function import resolve_name
 
 RECORD = "\x1e"
 FIELDS = ("name", "levelno", "levelname", "pathname", "lineno", "funcName", "created")
+USUAL = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime"})  # what each record has
 MOST = 4096  # bytes of a record's line: no more are written to a pipe at once (pipe(7), PIPE_BUF)
+EXTRA = MOST // 8  # characters of what was added to a record by ``extra=``, which the parent's formatters may name
+PLAIN = str | int | float | None
 
 
 class Filter(NamedTuple):
@@ -46,8 +50,11 @@ class ToParent(logging.Handler):
             if record.exc_info:
                 text += "\n" + logging.Formatter().formatException(record.exc_info)
             fields = {key: getattr(record, key) for key in FIELDS}
+            extra = {key: value for key, value in vars(record).items() if key not in USUAL and isinstance(value, PLAIN)}
+            if sum(len(str(each)) for each in (*extra, *extra.values())) > EXTRA:
+                extra = {}
             sys.stderr.flush()
-            os.write(2, _line(fields, text))
+            os.write(2, _line({**extra, **fields}, text))
 
 
 def _line(fields: dict[str, Any], text: str) -> bytes:
@@ -158,7 +165,11 @@ class Forwarder:
         record = logging.makeLogRecord({**fields, "msg": f"[{self.step}] {fields['msg']}", "args": ()})
         logger = logging.getLogger(record.name)
         if logger.isEnabledFor(record.levelno):
-            logger.handle(record)
+            try:
+                logger.handle(record)
+            except Exception:  # a handler of the user, that is no fault of the run's
+                if logging.raiseExceptions:
+                    traceback.print_exc()
 
     def close(self) -> None:
         """Print the rest; whoever made the pipes closes them."""
