@@ -96,6 +96,7 @@ __all__ = [
 
 _LATER = {
     "h5": "qflow.h5",
+    "files": "qflow.files",
     "empty": "qflow.runtime.outgoing",
     "shared": "qflow.runtime.shared",
     "testing": "qflow.testing",

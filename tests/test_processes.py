@@ -688,16 +688,19 @@ def test_a_changed_closure_is_shipped_again():
         assert list(pipe([1])) == [11]
 
 
-def test_an_imported_step_is_read_anew_when_its_file_has_changed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("way", ["a step", "in a chain", "in a marked chain"])
+def test_an_imported_function_is_read_anew_when_its_file_has_changed(way, tmp_path, monkeypatch):
     module = tmp_path / "steps_that_change.py"
-    module.write_text("import qflow as qf\n@qf.process\ndef f(x):\n    return x + 1\n")
+    module.write_text("def f(x):\n    return x + 1\n")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "steps_that_change", raising=False)
     import steps_that_change
 
-    pipe = qf.Flow(steps_that_change.f)
-    with pipe:
+    f = qf.map(steps_that_change.f)
+    pipe = {"a step": qf.process(f), "in a chain": qf.process(abs) | f, "in a marked chain": qf.process(qf.map(abs) | f)}[way]
+    with qf.Flow(pipe) as pipe:
         assert list(pipe([1])) == [2]
-        module.write_text("import qflow as qf\n@qf.process\ndef f(x):\n    return x + 20\n")
+        module.write_text("def f(x):\n    return x + 20\n")
         os.utime(module, ns=(1, 10**18))
         assert list(pipe([1])) == [21]
 

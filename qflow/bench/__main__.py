@@ -1,4 +1,4 @@
-"""Command line of the bench: ``python -m qflow.bench``, or with ``faults``, ``payloads``, ``cost`` or ``device`` behind it."""
+"""Command line of the bench: ``python -m qflow.bench``, or with ``faults``, ``payloads``, ``cost``, ``device`` or ``files``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from qflow.bench.cost import Cost
 from qflow.bench.device import Device
 from qflow.bench.fault_rows import FAULTS
+from qflow.bench.files import Files
 from qflow.bench.matrix import Matrix
 from qflow.bench.payload_rows import PAYLOADS
 from qflow.bench.systems import SYSTEMS
@@ -16,7 +17,7 @@ from qflow.bench.throughput.command import Throughput
 
 _FOR_PAYLOADS = {"torch_as_is", "spdl_arena"}  # they differ from their neighbours in what is sent, not in what breaks
 
-COMMANDS: dict[str, Matrix | Cost | Device] = {
+COMMANDS: dict[str, Matrix | Cost | Device | Files] = {
     "faults": Matrix(
         "Break the same things in qflow and its installed peers; who raises, hangs, loses results or leaves processes?",
         FAULTS,
@@ -29,6 +30,7 @@ COMMANDS: dict[str, Matrix | Cost | Device] = {
     ),
     "cost": Cost(),
     "device": Device(),
+    "files": Files(),
 }
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, final
 from zlib import crc32
 
 from qflow.errors import annotate
+from qflow.graph.carrier import reported
 from qflow.graph.context import Context, borrowed
 from qflow.graph.flow import Flow
 from qflow.graph.options import RunOptions
@@ -69,7 +70,7 @@ class SerialRun(Run[Any]):
             return value
         index = index_of(path)
         error = annotate(value.error, value.step, index, value.what, attempts=value.attempts)
-        kept = value.value if self._options.on_error == "collect" else None
+        kept = reported(value.value) if self._options.collects else None
         raise Told(ItemFailure(error, value.step, index, value.what, attempts=value.attempts, value=kept), path)
 
     def _last(self) -> tuple[Path, int]:

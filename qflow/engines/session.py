@@ -78,7 +78,7 @@ class Session:
         self._consuming = threading.RLock()  # held by the consumer while it touches the crew
         self._feeder: Feeder | None = None
         poison = bool(os.environ.get("QFLOW_DEBUG_POISON"))
-        self._orders = Orders(collect=options.on_error == "collect", poison=poison, context=context)
+        self._orders = Orders(collect=options.collects, poison=poison, context=context)
         channels = crew.channels
         self._consumer = Consumer(channels.board, channels.names, channels.leases, ordered=options.ordered, poison=poison)
         self.ready = self._consumer.ready

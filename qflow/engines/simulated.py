@@ -124,7 +124,7 @@ class SimulatedRun(Run[Any]):
             context = carried(plan.context(options.context))
         self._logs = {n: Log(Memory(-1, REGIONS * LOG), LOG) for n, group in enumerate(plan.groups) if group.stream}
         self._orders = Orders(
-            collect=options.on_error == "collect",
+            collect=options.collects,
             poison=True,
             context=context,
             starts={number: starts for number, starts in enumerate(resumed.groups) if starts},

@@ -38,6 +38,8 @@ class Context:
         repeats: the source is repeated, and index paths begin with the repetition: epoch ``e + r``, item ...
         rank: which part of the source is read, whose streams number their results by themselves.
         numbered: the source numbers its items so, too.
+        carries: values may be carriers; see `carrier`.
+        notes: what operators tell each other when the run begins, by names of theirs.
     """
 
     seed: int = 0
@@ -47,6 +49,8 @@ class Context:
     repeats: bool = False
     rank: int = 0
     numbered: bool = False
+    carries: bool = False
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def key_at(self, label: str, path: tuple[int, ...], *words: object, behind: bool) -> int:
         """The key for what a step does with the value of an index path, ``behind`` a stream or not."""
@@ -125,6 +129,11 @@ class Setting:
         key = self.context.key_at(self.label, _at.path, _at.drawn, behind=_at.behind)
         _at.drawn += 1
         return generator(key)
+
+
+def whereabouts() -> tuple[int, ...]:
+    """The index path of the value on which user code of this thread is at work, where that depends on its run."""
+    return _at.path
 
 
 class _At(threading.local):

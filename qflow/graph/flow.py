@@ -11,12 +11,13 @@ Building a flow starts nothing; calling it with a source hands its plan to an en
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self, TypeAlias, TypeVar, cast, final, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, NamedTuple, Self, TypeAlias, TypeVar, cast, final, overload
 
 from qflow.errors import GraphError, blame, got, not_quiet
 from qflow.graph import run as runs
+from qflow.graph.carrier import Carrier
 from qflow.graph.context import Context, Setting
 from qflow.graph.function import Function, function_of, function_text, is_function, opened
 from qflow.graph.markers import SKIP
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from qflow.graph.take import Take
 
     Same: TypeAlias = Repeat | Shuffle | Take  # their results are their values
-    from qflow.graph.run import Engine, Run
+    from qflow.graph.run import Engine, ItemFailure, Run
 
 A = TypeVar("A", contravariant=True)
 B = TypeVar("B", covariant=True)
@@ -75,6 +76,8 @@ class Joins(ABC, Generic[A, B]):
     def __or__(self: Joins[Z, Iterable[T]], other: Repack) -> Flow[Z, list[T]]: ...
     @overload
     def __or__(self, other: Joins[B, C]) -> Flow[A, C]: ...
+    @overload
+    def __or__(self: Joins[Z, Carrier], other: Callable[Concatenate[Any, ...], Any]) -> Flow[Z, Carrier]: ...
     @overload
     def __or__(self, other: Callable[[B], Iterator[C]]) -> Flow[A, C]: ...
     @overload
@@ -121,6 +124,16 @@ class Operator(Joins[A, B]):
     """What it reads in place of the source: a fingerprint of that and the steps before."""
     of_rank: int = 0
     """Whose part of the source it reads so."""
+    gives: frozenset[str] = frozenset()
+    """Parameters of functions behind it for which its values bring something along."""
+    owns: frozenset[str] = frozenset()
+    """Those of them that no run can give."""
+    takes: frozenset[str] = frozenset()
+    """Parameters of a run that it takes by itself, beside those that its functions name."""
+    carries: bool = False
+    """Its values are carriers; see `carrier`."""
+    lands: ClassVar[bool] = False
+    """Its values say what has become of carriers, and where they were put."""
     setting: Setting | None = None
     """Of a copy at work: the run on which it depends, and its name among the operators of the flow."""
 
@@ -133,6 +146,11 @@ class Operator(Joins[A, B]):
     def retry(self) -> Retry | None:
         """What it tries again."""
         return None
+
+    @property
+    def inside(self) -> tuple[Operator[Any, Any], ...]:
+        """Itself, or the operators of which it is made."""
+        return (self,)
 
     @property
     def functions(self) -> tuple[Function, ...]:
@@ -211,13 +229,22 @@ class Operator(Joins[A, B]):
 
 
 class Beginning(NamedTuple):
-    """How a run begins: source and first operators; what is called when it is over, with whether it came to its end; and
-    whether this is the whole beginning, so that no operator before is asked."""
+    """How a run begins.
+
+    Attributes:
+        source, operators: the source and the first operators.
+        ended: what is called when it is over, with whether it came to its end.
+        whole: this is the whole beginning, so that no operator before is asked.
+        notes: what the operators are told in this run, as `Context.notes`.
+        failed: what stands in place of an item that failed, with ``on_error="report"``, which is then the default.
+    """
 
     source: Any
     operators: tuple[Operator[Any, Any], ...]
     ended: Callable[[Run[Any], bool], None] | None = None
     whole: bool = False
+    notes: Mapping[str, Any] = {}
+    failed: Callable[[ItemFailure], Any] | None = None
 
 
 class Each(Operator[A, B]):
@@ -238,14 +265,32 @@ class Each(Operator[A, B]):
     def transform(self, values: Iterator[Any]) -> Iterator[Any]:
         each = cast("Each[Any, Any]", self.opened())
         for value in values:
-            try:
-                yield from each.outputs(value)
-            except StopIteration as error:  # else PEP 479 would hide which step it was
-                raise blame(not_quiet(error, f"step {self.name!r}"), self.name, value) from error
-            except Exception as error:
-                blame(error, self.name, value)
-                raise
+            yield from each.called(value)
             del value  # not kept alive while the next one is waited for
+
+    def called(self, value: Any) -> Iterable[Any]:
+        """What comes out for one value; what is raised meanwhile is known to be of this step."""
+        try:
+            outputs = self.outputs(value)
+        except StopIteration as error:
+            raise self._loud(error, value) from error
+        except Exception as error:
+            blame(error, self.name, value)
+            raise
+        return outputs if type(outputs) is tuple else self._watched(outputs, value)
+
+    def _watched(self, outputs: Iterable[Any], value: Any) -> Iterator[Any]:
+        try:
+            yield from outputs
+        except StopIteration as error:
+            raise self._loud(error, value) from error
+        except Exception as error:
+            blame(error, self.name, value)
+            raise
+
+    def _loud(self, error: StopIteration, value: Any) -> BaseException:
+        """PEP 479 would hide which step it was."""
+        return blame(not_quiet(error, f"step {self.name!r}"), self.name, value)
 
 
 class Stream(Operator[A, B]):
@@ -383,7 +428,7 @@ class Map(Calls[A, B]):
     made_by = "qf.map"
 
     def outputs(self, value: Any) -> Iterable[Any]:
-        return self.given(self.function(value))
+        return value.mapped(self.function) if isinstance(value, Carrier) else self.given(self.function(value))
 
     def plain(self, context: Context) -> Callable[[Any], Any] | None:
         return self.function.plain(context)
@@ -399,6 +444,8 @@ class Filter(Calls[A, Any]):
     made_by = "qf.filter"
 
     def outputs(self, value: Any) -> Iterable[Any]:
+        if isinstance(value, Carrier):
+            return value.filtered(self.function)
         return (value,) if self.function(value) else ()
 
 
@@ -481,7 +528,8 @@ class Flow(Joins[A, B]):
                 ordered: True (default): results in the order of the source. False: as they come, with more workers busy.
                 on_error: ``"raise"`` (default) the first failure, after the results before it; ``"skip"`` failing
                 items, which are counted and listed in ``run.failures``; ``"collect"``: as skip, and the list
-                has the values that failed.
+                has the values that failed; ``"report"``, the default of flows that end with `qflow.files.write`:
+                as skip, and a record with the error stands in the item's place.
                 max_errors: more skipped items than this end the run with the error of the last.
                 memory: bytes of shared memory, or a text as ``"4GB"``, that the items of the run may take together: those
                 that wait, and those in the hands of workers and of your loop. Without it, the queues' bounds in

@@ -135,9 +135,14 @@ class Function:
             kwargs |= {name: fresh() for name in left} if self.setting is None else self.setting.answer(left)
         return call(*args, **{**dict(self.bound), **kwargs}) if self.bound else call(*args, **kwargs)
 
+    @property
+    def single(self) -> bool:
+        """Whether it is one function."""
+        return not isinstance(self.call, Composite)
+
     def plain(self, context: Context) -> Callable[[Any], Any] | None:
         """What to call with nothing but a value, if the run gives nothing else."""
-        return None if self.asks(context) else self if self.bound else self.call
+        return None if self.asks(context) or (context.carries and self.single) else self if self.bound else self.call
 
     def length(self, items: int) -> int | None:
         """One result an item, unless it is written as a generator."""

@@ -11,14 +11,16 @@ import builtins
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain, islice, takewhile
+from itertools import takewhile
 from operator import is_
 from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, final, overload
 
 from qflow.errors import GraphError, describe, got
+from qflow.graph.carrier import Carrier
 from qflow.graph.context import Context, Setting
 from qflow.graph.flow import (
     Accumulator,
+    Beginning,
     Each,
     Filter,
     Flow,
@@ -44,7 +46,7 @@ from qflow.graph.function import (
     resolve_name,
 )
 from qflow.graph.markers import CLOSE, Quoted
-from qflow.graph.options import MarkOptions, Options, Retry, options_of
+from qflow.graph.options import MarkOptions, Options, Retry, RunOptions, options_of, workers
 from qflow.graph.regroup import grouped
 from qflow.graph.sizes import budget, count
 
@@ -78,7 +80,11 @@ class Step(Each[A, B], Generic[A, B, P, R]):
 
     @property
     def workers(self) -> int | None:
-        return self.options.n
+        return self.options.n if isinstance(self.options.n, int) else None
+
+    def resolve(self) -> Step[A, B, P, R]:
+        n = self.options.n
+        return self if n is None or isinstance(n, int) else self._changed(options=dataclasses.replace(self.options, n=workers(n)))
 
     @property
     def retry(self) -> Retry | None:
@@ -121,7 +127,26 @@ class Step(Each[A, B], Generic[A, B, P, R]):
         return type(self)(function or self.function, options or self.options, self._origin or self)
 
     def outputs(self, value: Any) -> Iterable[Any]:
+        if isinstance(value, Carrier) and self.function.single:
+            return value.mapped(self.function)
         return self.given(self.function(value))
+
+    @property
+    def inside(self) -> tuple[Operator[Any, Any], ...]:
+        return (self,) if self.function.single else self.function.call.operators  # type: ignore[attr-defined]
+
+    def depends(self, context: Context) -> bool:
+        return super().depends(context) or any(each is not self and each.depends(context) for each in self.inside)
+
+    def begins(self, before: tuple[Operator[Any, Any], ...], source: Any, options: RunOptions) -> Beginning | None:
+        within = before
+        for each in self.inside:
+            found = None if each is self else each.begins(within, source, options)
+            if found is not None:
+                last = each is self.inside[-1]
+                return found._replace(operators=(*before, self), failed=found.failed if last else None)
+            within = (*within, each)
+        return None
 
     @property
     def meaning(self) -> str:
@@ -336,9 +361,15 @@ class Chain(Composite):
 
     def __call__(self, value: Any) -> Any:
         """Its one result, or an iterator of none or several."""
-        found = through(self._ready.operators, iter((value,)))
-        first = list(islice(found, 2))
-        return first[0] if len(first) == 1 and not isinstance(first[0], Iterator) else chain(first, found)
+        operators = self._ready.operators
+        for number, operator in enumerate(operators, 1):
+            outputs = cast("Each[Any, Any]", operator).called(value)
+            if type(outputs) is not tuple:
+                return through(operators[number:], iter(outputs))
+            if not outputs:
+                return iter(())
+            (value,) = outputs  # what it was is not kept alive while the next one works
+        return iter((value,)) if isinstance(value, Iterator) else value
 
     @functools.cached_property
     def _ready(self) -> Chain:
@@ -384,7 +415,9 @@ def _markable(value: Any, word: str) -> Function:
             "Write `step.using(n=...)` to change them, or mark the plain function."
         )
     if isinstance(value, Sourced | Queue) or (isinstance(value, Flow | Operator) and not _fits(value)):
-        raise GraphError(f"`qf.{word}` marks a function, a class, or a chain of `qf.map` and `qf.filter`, but got {value!r}.")
+        raise GraphError(
+            f"`qf.{word}` marks a function, a class, or a chain of `qf.map` and `qf.filter`, or of `qf.files`, but got {value!r}."
+        )
     if isinstance(value, Flow | Operator):
         return Function(Chain(value.operators))
     if not callable(value):
@@ -394,7 +427,7 @@ def _markable(value: Any, word: str) -> Function:
 
 
 def _fits(value: Flow[Any, Any] | Operator[Any, Any]) -> bool:
-    return bool(value.operators) and all(isinstance(each, Map | Filter) for each in value.operators)
+    return bool(value.operators) and all(isinstance(each, Each) and not each.expands for each in value.operators)
 
 
 def _mark(kind: type[Any], function: Any, given: Mapping[str, Any]) -> Any:
@@ -475,8 +508,9 @@ def process(function: Any = _NOTHING, /, **options: Any) -> Any:
     Args:
         function: a function, lambda, class whose instances are callable (built once per worker),
             or a chain of `map` and `filter`.
-        n: worker processes, at least 1; 1 unless the run says otherwise. A worker may take several items
-            at once, about 1 ms of work: an item must not depend on another one of the step being at work.
+        n: worker processes, at least 1; 1 unless the run says otherwise. ``"auto"``: as many as logical cores
+            may be used; a function, as `qflow.files.workers` gives it, is asked when a run starts. A worker may take several
+            items at once, about 1 ms of work: an item must not depend on another one of the step being at work.
         name: in plans, errors and statistics; the function's name when not given.
         retry: exceptions to try again, how often, and seconds to wait before, as ``(OSError, 3)`` or
             ``((OSError, KeyError), 3, 0.5)``. The item comes as it came first, and what an iterator has

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any, TypedDict
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypedDict
 
 from qflow.errors import GraphError, got
 from qflow.graph.context import Context, Drawn, drawn_seed
+from qflow.graph.cores import usable
 from qflow.graph.sizes import budget, count, nbytes, whole
 
-ON_ERROR = ("raise", "skip", "collect")
+ON_ERROR = ("raise", "skip", "collect", "report")
 VERSION = 1  # of the state of a run
 
 
 class MarkOptions(TypedDict, total=False):
     """The keywords of a mark, for the type checkers; `Options` has what they mean."""
 
-    n: int | None
+    n: int | Literal["auto"] | Callable[[], int] | None
     name: str | None
     retry: int | type[BaseException] | tuple[Any, ...] | Retry | None
     timeout: float | None
@@ -53,7 +54,7 @@ class Options:
     """Options of a mark; None: not given.
 
     Attributes:
-        n: workers.
+        n: workers; ``"auto"``, or what is asked for their number when a run starts.
         name: of the step.
         retry: what to try again, in the same worker, on the item as it came.
         timeout: seconds that the step may compute without giving a result; a minute at least to load an item or the step.
@@ -61,7 +62,7 @@ class Options:
         max_memory: bytes of private memory above which a worker process is replaced between two items.
     """
 
-    n: int | None = None
+    n: int | str | Callable[[], int] | None = None
     name: str | None = None
     retry: Retry | None = None
     timeout: float | None = None
@@ -95,8 +96,11 @@ def options_of(given: Mapping[str, Any], where: str) -> Options:
     """Options as a user wrote them, or a GraphError; ``where`` is the code they stand in, as ``qf.process({})``."""
     unknown = next((word for word in given if word not in MARK_WORDS), None)
     if unknown is not None:
-        workers = unknown in {"workers", "nworkers", "num_workers"}
-        hint = "the number of workers is `n=`" if workers else f"there are {', '.join(f'`{word}=`' for word in _READ)}"
+        hint = f"there are {', '.join(f'`{word}=`' for word in _READ)}"
+        if unknown in {"workers", "nworkers", "num_workers"}:
+            hint = "the number of workers is `n=`"
+        if unknown in {"process_size", "mem_frac", "mem_available"}:
+            hint = f"workers that fit into memory are `n=qf.files.workers({unknown}=...)`"
         raise GraphError(f"`{where.partition('(')[0]}` has no option `{unknown}`: {hint}, as in `{where.format('n=2')}`.")
     read: dict[str, Any] = {word: _READ[word](value, where) for word, value in given.items() if value is not None}
     return Options(**read)
@@ -112,6 +116,16 @@ def _seconds(value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise GraphError(f"`timeout` is a number of seconds above 0, but got {got(value)}. Write `{where.format('timeout=30')}`.")
     return float(value)
+
+
+def _asked(value: Any) -> bool:
+    return callable(value) and not isinstance(value, type)
+
+
+def workers(n: int | str | Callable[[], int]) -> int:
+    """How many an option ``n`` stands for at this moment."""
+    found = usable() if isinstance(n, str) else n() if callable(n) else n
+    return count(found, "n", "qf.process(n=2)")
 
 
 def _bytes(value: Any, where: str) -> int:
@@ -142,7 +156,7 @@ def retry_of(value: Any, where: str = "qf.process({})") -> Retry:
 
 
 _READ = {
-    "n": lambda value, where: count(value, "n", where.format("n=2")),
+    "n": lambda value, where: value if value == "auto" or _asked(value) else count(value, "n", where.format("n=2")),
     "name": _name,
     "retry": retry_of,
     "timeout": _seconds,
@@ -157,7 +171,8 @@ class RunOptions:
 
     Attributes:
         ordered: results in the order of the source, or as they come.
-        on_error: ``"raise"`` the first failure in its turn; ``"skip"`` failing items, which are counted and
+        on_error: None: ``"report"`` where the flow says what stands for a failure, as `qflow.files` does, else ``"raise"``.
+            ``"raise"`` the first failure in its turn; ``"skip"`` failing items, which are counted and
             listed in ``run.failures``; ``"collect"``: as skip, and each listed failure has the value that failed.
         max_errors: more failures than this end the run with the last of them; None: any number is skipped.
         memory: bytes of shared memory that the items of the run may take together; a text as ``"4GB"``, too. None: as
@@ -169,22 +184,28 @@ class RunOptions:
     """
 
     ordered: bool = True
-    on_error: str = "raise"
+    on_error: str | None = None
     max_errors: int | None = None
     memory: int | str | None = None
     seed: int | None = None
     epoch: int | None = None
     resume: Mapping[str, Any] | None = None
     params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    _notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def collects(self) -> bool:
+        """Whether failures bring the value that failed."""
+        return self.on_error in ("collect", "report")
 
     @functools.cached_property
     def context(self) -> Context:
         """What the run is beside its data."""
         if self.resume is not None:
             state = self.resume
-            return Context(state["seed"], state["epoch"], dict(self.params), state["seeded"])
+            return Context(state["seed"], state["epoch"], dict(self.params), state["seeded"], notes=self._notes)
         seed = drawn_seed() if self.seed is None else self.seed
-        return Context(int(seed), int(self.epoch or 0), dict(self.params), not isinstance(seed, Drawn))
+        return Context(int(seed), int(self.epoch or 0), dict(self.params), not isinstance(seed, Drawn), notes=self._notes)
 
     def __post_init__(self) -> None:
         budget(self.memory, 'pipe(xs, memory="4GB")')
@@ -206,7 +227,7 @@ class RunOptions:
             )
         if not isinstance(self.ordered, bool):
             raise GraphError(f"`ordered` is True or False, but got {got(self.ordered)}.")
-        if self.on_error not in ON_ERROR:
+        if self.on_error not in (None, *ON_ERROR):
             raise GraphError(f"`on_error` is one of {', '.join(map(repr, ON_ERROR))}, but got {got(self.on_error)}.")
         if self.max_errors is not None:
             count(self.max_errors, "max_errors", 'pipe(xs, on_error="skip", max_errors=10)')

@@ -101,7 +101,8 @@ class Plan:
         """A run's context as its steps see it."""
         stored = next((operator.of_rank for operator in self.row if operator.stored), 0)
         rank = stored if self.shard is None else self.shard.now.index
-        return dataclasses.replace(context, repeats=self.times != 1, rank=rank, numbered=stored > 0)
+        carries = any(each.carries for operator in self.row for each in operator.inside)
+        return dataclasses.replace(context, repeats=self.times != 1, rank=rank, numbered=stored > 0, carries=carries)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -232,7 +233,7 @@ class _Draft:
 
 def make_plan(operators: Sequence[Operator[Any, Any]], defaults: Options, memory: int | None = None) -> Plan:
     """Resolve sizes, lower, fuse and name; the defaults are for marks that say nothing, ``memory`` for all channels."""
-    resolved = tuple(operator.resolve().filled(defaults) for operator in operators)
+    resolved = tuple(operator.filled(defaults).resolve() for operator in operators)
     flat, last = _ended([part for operator in resolved for part in operator.lower()])
     flat, shard = _sharded(flat)
     flat, times = _repeated(flat)

@@ -12,8 +12,8 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar, cast, overload
 
 from qflow.errors import GraphError, StepTimeout, got
 from qflow.graph.context import check_params
@@ -109,6 +109,8 @@ class Run(ABC, Iterator[B], Generic[B]):
         self._over = False
         self._endings: list[Callable[[Run[B], bool], None]] = []  # called once it is over, with whether it came to its end
         self._deadline: float | None = None  # of the monotonic clock, for the result that is asked for
+        self._report: Callable[[ItemFailure], Any] | None = None  # what stands for an item that failed
+        self._reported = 0
         self._ready: deque[B] = deque()  # results that need only be given out
         self.failures: list[ItemFailure] = []
         self.seed = options.context.seed
@@ -193,7 +195,10 @@ class Run(ABC, Iterator[B], Generic[B]):
                 try:
                     result = self._next()
                 except Told as told:
-                    self._fails(told.failure, told.path)
+                    if self._fails(told.failure, told.path) and self._options.on_error == "report":
+                        assert self._report is not None
+                        self._reported += 1
+                        return cast("B", self._report(told.failure))
                 else:
                     if self._resumption is None or not self._gave(self._resumption):
                         return result
@@ -218,14 +223,16 @@ class Run(ABC, Iterator[B], Generic[B]):
         while self._endings:
             self._endings.pop()(self, whole)
 
-    def _fails(self, failure: ItemFailure, path: Path) -> None:
+    def _fails(self, failure: ItemFailure, path: Path) -> bool:
         """List a failure, unless the run before has told of it; one that is raised comes again when the run is gone on from."""
         from qflow.graph.resume import failing
 
         found = failing(path)
-        if failure.fatal or self._resumption is None or not self._resumption.failed(found):
+        fresh = failure.fatal or self._resumption is None or not self._resumption.failed(found)
+        if fresh:
             self._note(failure)
         self._failed[found] = None
+        return fresh
 
     def _gave(self, resumption: Resumption) -> bool:
         """Whether the run that this one goes on from has given out the last result."""
@@ -265,7 +272,7 @@ class Run(ABC, Iterator[B], Generic[B]):
             before = self._options.resume.get("results", 0)
             if results == self._dropped:
                 path = tuple(self._options.resume["path"])
-        results += before - self._dropped
+        results += before - self._dropped + self._reported
         return state_of(self._plan, self._options, self._source_length, path, results, self._failed)
 
     def _note(self, failure: ItemFailure) -> None:
@@ -389,7 +396,7 @@ def start(flow: Flow[Any, Any], source: Any, engine: str | Engine, given: dict[s
 
     check_source(source, explicit=True)
     source = lifted(source)
-    own = {field.name for field in dataclasses.fields(RunOptions)}
+    own = {field.name for field in dataclasses.fields(RunOptions) if not field.name.startswith("_")}
     defaults = {word: value for word, value in given.items() if word not in own}
     unknown = next((word for word in defaults if word not in MARK_WORDS or word == "name"), None)
     if unknown is not None:
@@ -397,13 +404,10 @@ def start(flow: Flow[Any, Any], source: Any, engine: str | Engine, given: dict[s
         raise GraphError(f"A run has no option `{unknown}`: there are {words}.")
     options = RunOptions(**{word: value for word, value in given.items() if word in own})
     chosen = engine_of(engine)
-    source, operators, endings = _begun(source, flow.operators, options)
+    _check_params(flow, options.params)
+    begun = _begun(source, flow.operators, options)
+    source, operators, options = begun.source, begun.operators, begun.options
     planned = _plan(operators, defaults | {"memory": options.memory})
-    written = planned if operators is flow.operators else _plan(flow.operators, defaults)
-    each = [*zip(written.labels, written.row, strict=True)]
-    names = {label: {name for function in operator.functions for name in function.parameters} for label, operator in each}
-    needs = {label: [name for function in operator.functions for name in function.needs] for label, operator in each}
-    check_params(options.params, names, needs)
     items = source_length(source)
     length = row_length(planned.operators, items)
     if options.resume is not None:
@@ -415,26 +419,58 @@ def start(flow: Flow[Any, Any], source: Any, engine: str | Engine, given: dict[s
     if planned.last is not None:
         run = planned.last.follow(run)
     run._source_length = items
-    run._endings += endings
+    run._endings += begun.endings
+    run._report = begun.failed
     return run
 
 
-def _begun(source: Any, operators: tuple[Operator[Any, Any], ...], options: RunOptions) -> tuple[Any, Any, list[Any]]:
-    """How a run begins, where an operator says it: the source, the operators, and what is called at the end."""
-    given, endings = operators, []
+def _check_params(flow: Flow[Any, Any], params: Mapping[str, Any]) -> None:
+    """A GraphError for parameters of a run that no operator names, and for names that have no value."""
+    from qflow.graph.flow import differing
+
+    names, needs, given, owned = {}, {}, set[str](), set[str]()
+    labels = differing(operator.name for operator in flow.operators)
+    for label, operator in zip(labels, flow.operators, strict=True):
+        names[label], needs[label] = set[str](), list[str]()
+        for each in operator.inside:
+            needs[label] += [name for function in each.functions for name in function.needs if name not in given]
+            names[label] |= {name for function in each.functions for name in function.parameters} - owned | each.takes
+            given = set() if each.lands else given | each.gives
+            owned = set() if each.lands else owned | each.owns
+    check_params(params, names, needs)
+
+
+class _Begun(NamedTuple):
+    """How a run begins, where operators say it."""
+
+    source: Any
+    operators: tuple[Operator[Any, Any], ...]
+    options: RunOptions
+    endings: list[Any]
+    failed: Callable[[ItemFailure], Any] | None
+
+
+def _begun(source: Any, given: tuple[Operator[Any, Any], ...], options: RunOptions) -> _Begun:
+    from qflow.graph.flow import Queue
+
+    operators, endings, failed, notes, whole = given, list[Any](), None, dict[str, Any](), False
     for number, operator in reversed([*enumerate(given)]):
-        found = operator.begins(given[:number], source, options)
+        found = None if whole else operator.begins(given[:number], source, options)
         if found is not None:
+            source, whole = found.source, found.whole
             operators = (*found.operators, *operators[number + 1 :])
             endings += [found.ended] if found.ended else []
-            if found.whole:
-                return found.source, operators, endings
-    if options.resume is not None and options.resume.get("stored") is not None:
+            plain = all(isinstance(each, Queue) or each.last for each in given[number + 1 :])
+            failed, notes = failed or (found.failed if plain else None), {**found.notes, **notes}
+    if not whole and options.resume is not None and options.resume.get("stored") is not None:
         raise GraphError(
             "The state is of a run that read a cache of other steps, or of another source. "
             "Go on with those, or begin anew without `resume=`."
         )
-    return source, operators, endings
+    if options.on_error == "report" and failed is None:
+        raise GraphError('`on_error="report"` is for flows that end with `qf.files.write`. Write "skip" or "collect".')
+    on_error = options.on_error or ("report" if failed else "raise")
+    return _Begun(source, operators, dataclasses.replace(options, on_error=on_error, _notes=notes), endings, failed)
 
 
 def release(flow: Flow[Any, Any]) -> None:

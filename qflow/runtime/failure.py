@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import cloudpickle
 
 from qflow.errors import QFlowError, RemoteTraceback, StepError, annotate
+from qflow.graph.carrier import reported
 from qflow.graph.row import Failed, index_of
 from qflow.graph.run import ItemFailure
 from qflow.runtime.board import END, ERROR
@@ -81,7 +82,7 @@ def parcel_of(failure: Failure, path: tuple[int, ...], *, last: bool = True) -> 
 def bytes_of(value: Any) -> bytes | None:
     """A value that failed, as bytes that only its reader takes apart; None when it can't be sent."""
     try:
-        return bytes(copied(encode(value)).region(0))
+        return bytes(copied(encode(reported(value))).region(0))
     except Exception:
         return None
 

@@ -91,9 +91,10 @@ def _calls(plan: Plan) -> Iterator[Any]:
     """The user's functions and classes in a plan."""
     for group in plan.groups:
         for operator in group.operators:
-            function = getattr(operator, "function", None)
-            if isinstance(function, Function):
-                yield function.call
+            for part in operator.inside:
+                function = getattr(part, "function", None)
+                if isinstance(function, Function):
+                    yield function.call
 
 
 def installed(plan: Plan) -> list[str]:

@@ -94,6 +94,11 @@ class Cache(Stream[Any, Any]):
                 f"`{drawing[0]!r}` before `qf.cache` differs from epoch to epoch, and the cache would keep the first. "
                 "Let what draws random numbers stand behind it."
             )
+        if any(each.lands for operator in before for each in operator.inside):
+            raise GraphError(
+                "`qf.cache` behind `qf.files.write` would keep records of outputs that may be gone. "
+                "Write `qf.files.records(pipe, names, cache=...)`, which looks at them."
+            )
         if any(isinstance(operator, Repeat) for operator in before):
             raise GraphError("`qf.cache` stands before `qf.repeat`: `xs | read | qf.cache(folder) | qf.repeat()`.")
         kept = [operator for operator in before if not isinstance(operator, Queue | Cache)]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import qflow as qf
+from qflow import files
 from qflow.graph.flow import Sourced
 
 
@@ -119,3 +120,18 @@ assert_type(qf.shared(np.zeros(3)), NDArray[np.float64])
 
 # Several inputs are one source.
 assert_type(qf.mix(["a"], ["b"], weights=[1, 2]) | length, Sourced[int])
+
+
+# Between reading and writing a step names what it wants beside the data.
+def noted(data: bytes, meta: files.Meta, level: int = 0) -> bytes:
+    meta["level"] = level
+    return data
+
+
+def save(path: str, data: bytes) -> None: ...
+
+
+chain = files.read() | noted | (lambda data: data) | files.defaults(level=1) | noted | files.write(save)
+assert_type(chain, qf.Flow[Any, files.Record])
+assert_type(chain(["a"]), qf.Run[files.Record])
+print(qf.process(n=files.workers(process_size="1GB"))(chain), qf.process(n="auto")(chain))

@@ -1,0 +1,90 @@
+"""Workers: how many processes fit, by cores and by memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from qflow.errors import GraphError, ResourceError, got
+from qflow.graph import bytesizes
+from qflow.graph.sizes import nbytes
+from qflow.runtime.machine import available_memory, physical_cores
+
+EXAMPLE = 'qf.files.workers(process_size="3GB")'
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Workers:
+    """How many workers fit, asked for when a run starts; see `workers`."""
+
+    n: float | None = None
+    process_size: int | None = None
+    mem_frac: float = 0.8
+    mem_available: int | None = None
+
+    def __call__(self) -> int:
+        cores = physical_cores()
+        n = cores if not self.n else max(1, round(self.n * cores)) if self.n < 1 else int(self.n)
+        return n if self.process_size is None else min(n, self._fitting(self.process_size))
+
+    def _fitting(self, size: int) -> int:
+        memory = self.mem_available
+        if memory is None:
+            memory = int(available_memory() * self.mem_frac)
+        if memory < size:
+            raise ResourceError(
+                f"Not even one process of {bytesizes.show(size)} fits into the {bytesizes.show(memory)} of memory that there are"
+                f"{'' if self.mem_available is not None else f' ({self.mem_frac:.0%} of what is available)'}. "
+                "Give a smaller `process_size`, or `n=1` without one if the step takes the file apart."
+            )
+        return memory // size
+
+    def __repr__(self) -> str:
+        plain = Workers()
+        said = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        words = [f"{name}={value!r}" for name, value in said.items() if value != getattr(plain, name)]
+        return f"qf.files.workers({', '.join(words)})"
+
+
+def workers(
+    *,
+    n: float | None = None,
+    process_size: float | str | None = None,
+    mem_frac: float = 0.8,
+    mem_available: float | str | None = None,
+) -> Workers:
+    """As many workers as cores and memory allow, for ``n=`` of a mark; counted when a run starts.
+
+    >>> import qflow as qf
+    >>> qf.files.workers(n=8, mem_available="10GB", process_size="3GB")()
+    3
+
+    The smaller of two numbers: cores, and how often ``process_size`` fits into ``mem_available``, or else into ``mem_frac`` of
+    the memory that is available to this process: of the machine, and of its control groups.
+
+    Args:
+        n: workers; between 0 and 1 a part of the physical cores that this process may use, at least 1; None or 0: all of them.
+        process_size: bytes that one worker takes at most, or a text as ``"3GB"``; None: memory is not looked at.
+        mem_frac: the part of the available memory that all workers may take, above 0, at most 1.
+        mem_available: bytes that they may take, in place of that.
+    Raises:
+        GraphError: a number is negative, or above 1 and not whole, or a size can't be read.
+        ResourceError: (when a run starts) not even one fits.
+    """
+    if n is not None and (not _number(n) or not 0 <= n < math.inf or (n > 1 and n != int(n))):
+        raise GraphError(
+            f"`n` is a whole number of workers, or a part of the cores between 0 and 1, but got {got(n)}. "
+            f"Write for example `{EXAMPLE}`."
+        )
+    if not _number(mem_frac) or not 0 < mem_frac <= 1:
+        raise GraphError(f"`mem_frac` is a number above 0, at most 1, but got {got(mem_frac)}. Write for example `mem_frac=0.8`.")
+    size = None if process_size is None else nbytes(process_size, "process_size", EXAMPLE)
+    available = (
+        None if mem_available is None else nbytes(mem_available, "mem_available", 'qf.files.workers(mem_available="10GB")')
+    )
+    return Workers(n, size, mem_frac, available)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
