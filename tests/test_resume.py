@@ -207,6 +207,21 @@ def test_in_processes(n: int) -> None:
     assert max(map(len, states)) < 1000
 
 
+@pytest.mark.parametrize("how", [lambda run: run.close(), lambda run: None, lambda run: run._session.abandon()])
+@pytest.mark.parametrize("given_out", [1, 2, 40, 77])
+def test_the_state_of_a_run_that_was_ended_is_behind_what_was_given_out(given_out: int, how: Any) -> None:
+    with qf.process(n=2)(abs) | qf.pack(2) as pipe:  # of which a message holds many
+        run = pipe(range(100_000))
+        while not (len(run._ready) > 3 and run.state_dict()["results"] >= given_out):
+            next(run)
+        given, how = run.state_dict(), how(run)
+        assert given["results"] < 50_000
+        assert run.state_dict() == given
+        run.close()
+        assert run.state_dict() == given
+        assert next(pipe(range(100_000), resume=given)) == [2 * given["results"], 2 * given["results"] + 1]
+
+
 class Counted:
     """A data set that notes what is asked of it."""
 

@@ -185,8 +185,8 @@ class Session:
         """Cancel, and wait until neither consumer nor feeder touches the crew; the user's source may go on."""
         with self._leaving:
             self.over = self.over or CLOSED
-            self.ready.clear()
             if not self._gone:
+                self._consumer.drop()
                 self.crew.channels.cancel()
         if self._feeder is not None:
             self._feeder.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from qflow.errors import TransportError, annotate
@@ -87,6 +88,14 @@ class Consumer:
             return self._before
         left = len(self.ready) + len(self._mixed)
         return self._paths(self._count - left - 1), self._given - left
+
+    def drop(self) -> None:
+        """Let go of what was taken and not given out, also while another thread gives it out."""
+        with suppress(IndexError):
+            while True:
+                self.ready.pop()
+                self._given -= 1
+                self._count -= 1
 
     def take(self) -> Acting:
         """The next result, or `OVER` at the end; `Told` in place of one that failed."""
