@@ -175,6 +175,7 @@ def under_fire():
     return [
         serial(qf.process(n=3)(add) | qf.queue(1) | qf.process(n=2)(flip) | qf.queue(1), range(20), attempts=100),
         serial(qf.process(n=2)(several) | qf.pack(4) | qf.process(sum) | qf.queue(1), range(30), attempts=100),
+        serial(qf.process(n=2)(several) | qf.pack(3) | qf.map(sum) | qf.pack(2) | qf.queue(1), range(30), attempts=100),
         serial(qf.process(one_in_three) | qf.queue(1) | qf.pack(2) | qf.queue(1), range(40), attempts=100),
         serial(qf.process(n=2)(several) | qf.process(n=3)(flip), range(100), ordered=False, attempts=100),
         serial(qf.process(full) | qf.queue(1) | qf.process(n=2)(Keeps)(3) | qf.queue(1), range(20), attempts=100),
