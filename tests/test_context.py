@@ -195,7 +195,7 @@ def test_a_run_without_parameters_does_not_remember_those_of_the_one_before() ->
 
 def test_wrong_parameters_are_told() -> None:
     pipe = qf.Flow(qf.process(scaled))
-    with pytest.raises(qf.GraphError, match=r"`params` has `traning`, which no step .* there are `factor`, `training`"):
+    with pytest.raises(qf.GraphError, match=r"`params` has `traning`, which no step .* the steps name `factor`, `training`"):
         pipe([1], params={"traning": True})
     with pytest.raises(qf.GraphError, match=r"Step 'lambda' needs `size`, which has no value. Write `pipe"):
         qf.run(lambda value, size: value, [1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from qflow.graph import cores
 from qflow.runtime import oom
 
 V2 = "low 0\nhigh 3\nmax 12\noom 4\noom_kill {}\noom_group_kill 9\n"
@@ -14,7 +15,7 @@ VMSTAT = "nr_free_pages 12\noom_kill {}\nthp_fault_alloc 8\n"
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """Write files of another machine."""
-    monkeypatch.setattr(oom, "open", lambda name: open(f"{tmp_path}{name}"), raising=False)
+    monkeypatch.setattr(cores, "open", lambda name: open(f"{tmp_path}{name}"), raising=False)
 
     def write(**files):
         for name, text in files.items():

@@ -1,10 +1,13 @@
 """Files: a folder of files into another, each read, worked on and written in one worker; only names and metadata cross.
 
-from qflow import files
+    from qflow import files
 
-chain = files.read(np.load) | reject | (lambda data: data * 10) | median | files.write(np.save, outdir="reduced")
-for record in qf.process(n=files.workers(process_size="3GB"))(chain)(names):
-    print(record.input, record.output, record.meta, record.error)
+    chain = files.read(np.load) | reject | (lambda data: data * 10) | median | files.write(np.save, outdir="reduced")
+    with qf.run(qf.process(n=files.workers(process_size="3GB"))(chain), names) as records:
+        for record in records:
+            print(record.input, record.output, record.meta, record.error)
+
+The data is whatever the reading function gives.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Command: a chain of files as a program.
 
-if __name__ == "__main__":
-    sys.exit(files.main(chain))
+    if __name__ == "__main__":
+        sys.exit(files.main(chain))
+
+What its options say is what the arguments of `write`, `workers` and `records` say.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     steps     data = step(data, what it names of meta, control, input_name, and single controls)
     write     function(path, data);  meta is what the caller gets
 
-A step that gives None rejects the file: it passes the later ones as it is, and nothing is written.
+A step that gives None, or nothing at all, rejects the file: it passes the later ones as it is, and nothing is written.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from qflow.errors import GraphError
 from qflow.graph.carrier import Carrier
 from qflow.graph.flow import results
 from qflow.graph.function import Function
+from qflow.graph.markers import SKIP
 
 META, CONTROL, INPUT = "meta", "control", "input_name"
 OWN = frozenset([META, CONTROL, INPUT])
@@ -130,7 +131,7 @@ class File(Carrier):
         self._check(function)
         outputs = results(result)
         if isinstance(outputs, tuple):
-            return tuple(self.with_data(data) for data in outputs)
+            return (self.with_data(*outputs or [None]),)
         return self._parts(outputs, function)
 
     def filtered(self, predicate: Function) -> Iterable[Any]:
@@ -142,17 +143,22 @@ class File(Carrier):
         return self.input
 
     def with_data(self, data: Any) -> File:
-        """The same file with other data; None: rejected."""
-        return File(REJECTED if data is None else data, self.input, self.control, self.meta, self.parts, self.known)
+        """The same file with other data; None or SKIP: rejected."""
+        return File(
+            REJECTED if data is None or data is SKIP else data, self.input, self.control, self.meta, self.parts, self.known
+        )
 
     def _parts(self, outputs: Iterable[Any], function: Function) -> Iterator[File]:
         """One of many: what a step does to one of them is not seen by the others."""
+        number = -1
         for number, data in enumerate(outputs):
             self._check(function)
             part = self.with_data(data)
             part.control, part.meta = fresh(self.control), fresh(self.meta)
             part.parts = (*self.parts, number)
             yield part
+        if number < 0:
+            yield self.with_data(None)
 
     def _check(self, function: Function) -> None:
         """A GraphError for a control that a step has set and that nobody names."""

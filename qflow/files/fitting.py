@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import math
+import os
+from collections.abc import Iterable
 from typing import Any
 
 from qflow.errors import GraphError, ResourceError, got
+from qflow.files.names import names_of
 from qflow.graph import bytesizes
+from qflow.graph.options import workers as counted
 from qflow.graph.sizes import nbytes
 from qflow.runtime.machine import available_memory, physical_cores
 
@@ -28,10 +34,13 @@ class Workers:
         n = cores if not self.n else max(1, round(self.n * cores)) if self.n < 1 else int(self.n)
         return n if self.process_size is None else min(n, self._fitting(self.process_size))
 
+    @property
+    def memory(self) -> int:
+        """Bytes that all of them may take now."""
+        return int(available_memory() * self.mem_frac) if self.mem_available is None else self.mem_available
+
     def _fitting(self, size: int) -> int:
-        memory = self.mem_available
-        if memory is None:
-            memory = int(available_memory() * self.mem_frac)
+        memory = self.memory
         if memory < size:
             raise ResourceError(
                 f"Not even one process of {bytesizes.show(size)} fits into the {bytesizes.show(memory)} of memory that there are"
@@ -61,7 +70,9 @@ def workers(
     3
 
     The smaller of two numbers: cores, and how often ``process_size`` fits into ``mem_available``, or else into ``mem_frac`` of
-    the memory that is available to this process: of the machine, and of its control groups.
+    the memory that is available to this process: of the machine, and of its control groups. Where the names are a list, the
+    sizes of the first 8 inputs can lower it, and ``n="auto"``, too: such an input must fit as often, whatever ``process_size``
+    says, but one worker there is.
 
     Args:
         n: workers; between 0 and 1 a part of the physical cores that this process may use, at least 1; None or 0: all of them.
@@ -84,6 +95,29 @@ def workers(
         None if mem_available is None else nbytes(mem_available, "mem_available", 'qf.files.workers(mem_available="10GB")')
     )
     return Workers(n, size, mem_frac, available)
+
+
+def lowered(n: Any, items: Iterable[Any]) -> Any:
+    """The ``n`` of a mark, for inputs of which the first are these: no more than workers that can hold such a file each.
+
+    What the user has counted himself stays.
+    """
+    if n != "auto" and not isinstance(n, Workers):
+        return n
+    sizes = [*map(_size, items)]
+    rule, wanted = n if isinstance(n, Workers) else Workers(), counted(n)
+    most = max(1, rule.memory // max([1, *sizes]))
+    if most < wanted:
+        held = bytesizes.show(max(sizes))
+        logging.getLogger("qflow").info("%d workers in place of %d: an input takes %s.", most, wanted, held)
+    return min(wanted, most)
+
+
+def _size(item: Any) -> int:
+    """Bytes of the files of an input; 0: not all are there, which it will be told itself."""
+    with contextlib.suppress(OSError, TypeError, ValueError):
+        return sum(os.stat(name).st_size for name in names_of(item))
+    return 0
 
 
 def _number(value: Any) -> bool:

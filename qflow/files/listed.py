@@ -1,7 +1,12 @@
 """Records: a whole run as a list, with a progress bar, and stored, so that later calls do only what is missing.
 
-{"format": 1, "steps": "0f3c..."}                                    the code of the steps, and the parameters
-{"input": "a.fits", "stamps": [[size, time]], "records": [[output, meta]]}      for each input, when it is done
+The file of a cache has a line for the code of the steps and the parameters, then one for each input, when it is done; the number
+behind a name tells how many like it came before:
+
+    {"format": 1, "steps": "0f3c..."}
+    {"input": "\\"a.fits\\"#0", "stamps": [[size, time]], "records": [[output, meta, [[size, time]]]]}
+
+Stamps are those of the input's files before the run, and of each output behind it.
 """
 
 from __future__ import annotations
@@ -75,7 +80,7 @@ def records(
         if cache is None:
             return [*_shown(stack.enter_context(pipe(items, **options)), items, progress)]
         stored = Stored(_path_of(cache), pipe, options)
-        groups = [stored.known(number, item) for number, item in enumerate(_told_apart(items))]
+        groups = [stored.known(item, before) for item, before in _told_apart(items)]
         missing = [number for number, group in enumerate(groups) if group is None]
         if missing:
             if any(isinstance(each, Write) and each.function for operator in pipe.operators for each in operator.inside):
@@ -98,7 +103,7 @@ def _shown(run: Any, items: list[Any], progress: bool) -> Iterable[Record]:
 
 
 def by_input(run: Iterable[Record], items: Iterable[Any]) -> Iterator[list[Record]]:
-    """The records of each input, when they are complete: one, of a step that gives an iterator several or none.
+    """The records of each input, when they are complete: one, of a step that gives an iterator several; or none.
 
     >>> [len(group) for group in by_input([Record("a"), Record("a"), Record("c")], "abc")]
     [2, 0, 1]
@@ -152,7 +157,7 @@ class Stored:
         self._path, self._head = path, {"format": FORMAT, "steps": steps}
         self._lines: dict[str, Any] = {}
         self._keys: list[tuple[str, Any]] = []  # of all inputs, with what their files were before the run
-        if self._read() is not None:
+        if self._read():
             with path.open("rb+") as file:  # the last line may have been cut off
                 if file.seek(-1, os.SEEK_END) >= 0 and file.read() != b"\n":
                     file.write(b"\n")
@@ -161,25 +166,24 @@ class Stored:
             part.write_text(json.dumps(self._head) + "\n")
             os.replace(part, path)
 
-    def _read(self) -> dict[str, Any] | None:
-        """The lines by their inputs; None: there are none that count."""
+    def _read(self) -> bool:
+        """Read the lines -> whether they are of these steps."""
         if not self._path.exists():
-            return None
+            return False
         with self._path.open() as file:
             try:
                 if json.loads(file.readline()) != self._head:
-                    return None
+                    return False
             except ValueError:
                 raise GraphError(f"`cache` is a file of records, but {str(self._path)!r} is none. Choose another name.") from None
             for line in file:
                 with contextlib.suppress(ValueError, KeyError, TypeError):  # the last one may be cut off
                     each = json.loads(line)
                     self._lines[each["input"]] = each
-        return self._lines
+        return True
 
-    def known(self, number: int, item: tuple[Any, int]) -> list[Record] | None:
-        """The records of an input, if they need not be made again."""
-        name, before = item
+    def known(self, name: Any, before: int) -> list[Record] | None:
+        """The records of an input, before which so many like it came, if they need not be made again."""
         key, now = f"{_key(name)}#{before}", _stamps(names_of(name))
         self._keys.append((key, now))
         line = self._lines.get(key)

@@ -131,9 +131,9 @@ def read(function: Callable[..., Any] = whole, /) -> Read:
     - any other parameter, with its default: its value is what a step has put into ``control``, else that of the run's ``params``,
       else that of `defaults`.
 
-    A step (or a filter) that gives None rejects the file: later steps are not called, nothing is written, and its record has the
-    metadata so far. An iterator's values are several outputs of one input, each with control and metadata of its own from
-    there on; their names need ``{part}``. Holds: the data of one file for each worker.
+    A step (or a filter) that gives None, `qflow.SKIP` or an iterator of nothing rejects the file: later steps are not called,
+    nothing is written, and its record has the metadata so far. An iterator's values are several outputs of one input, each with
+    control and metadata of its own from there on; their names need ``{part}``. Holds: the data of one file for each worker.
 
     Args:
         function: makes the data from a name, as ``np.load`` or ``astropy.io.fits.getdata``; all bytes of the file when not given.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from qflow.errors import GraphError, got
 from qflow.files import work
 from qflow.files.file import OWN, File
+from qflow.files.fitting import lowered
 from qflow.files.names import WORDS, Naming, check_apart, check_template, digest, first_of, places_of, real
 from qflow.files.reading import APART, KNOWN, PLACE, SKIPPED, Defaults, Read
 from qflow.files.record import Record
@@ -23,6 +25,7 @@ from qflow.graph.run import ItemFailure
 from qflow.graph.shard import Shard
 
 HOME, SAID = "files.home", "files.said"  # notes
+FIRST = 8  # inputs whose sizes are looked at
 SWITCHES = ("skip_existing", "fsync", "keep_local")
 
 
@@ -163,16 +166,18 @@ class Write(Each[Carrier, Record]):
         naming, switches = self.naming.over(said), self.switches.over(options.params)
         notes: dict[str, Any] = {KNOWN: known, SAID: said}
         ended = None
+        known_names = _names_are_known(source, operators[:first])
         if self.function is not None:
             check_template(naming.outname)
-            if _names_are_known(source, operators[:first]):
+            if known_names:
                 notes[APART] = check_apart(source, naming)
             _check_folder(naming)
             if switches.skip_existing:
                 notes[SKIPPED] = naming
             place = work.Place(os.path.abspath(naming.folder))
             notes[HOME], notes[PLACE], ended = os.getcwd(), place.path, place.ended
-        return Beginning(source, (*before, self), ended, notes=notes, failed=record_of)
+        fitting = partial(lowered, items=[*islice(source, FIRST)] if known_names else [])
+        return Beginning(source, (*before, self), ended, notes=notes, failed=record_of, workers=fitting)
 
     def said(self, operators: Iterable[Operator[Any, Any]], params: Mapping[str, Any]) -> dict[str, Any]:
         """What is said of names for all files: by the operators before it, and by a run."""
@@ -215,7 +220,7 @@ def _place_of_read(operators: list[Operator[Any, Any]], write: Write) -> int:
     for each in operators[places[-1] + 1 :]:
         if each.awaits:
             raise GraphError(f"`{each!r}` is written with `async def`, but what works on a file is called and gives its data.")
-        if isinstance(each, Stream) or getattr(each, "word", "") == "pool":
+        if any(isinstance(part, Stream) for part in each.lower()):
             raise GraphError(
                 f"`{each!r}` stands between `qf.files.read` and `qf.files.write`, where each file is by itself. "
                 "Let it stand before, where it groups names, or behind, where it gets records."
@@ -228,7 +233,7 @@ def _check_defaults(operators: list[Operator[Any, Any]], known: frozenset[str]) 
         for name in each.values if isinstance(each, Defaults) else ():
             if name not in known:
                 there = ", ".join(f"`{each}`" for each in sorted(known))
-                raise GraphError(f"`qf.files.defaults` has `{name}`, which no step names as a parameter: there are {there}.")
+                raise GraphError(f"`qf.files.defaults` has `{name}`, which no step names as a parameter: the steps name {there}.")
 
 
 def _check_folder(naming: Naming) -> None:
@@ -287,7 +292,8 @@ def write(
     The function is called as ``function(path, data)``, as ``np.save`` is; beside that it may name what steps may (`read`). The
     path that it is given has the name of the output, in a folder of its own beside it, and what it has written there is renamed
     when it returns: an output is whole or not there, whenever a process is killed. If it adds a suffix, as ``np.save`` does to
-    names without one, the output has it, too. What is there already is replaced.
+    names without one, the output has it, too. What is there already is replaced, a folder in two steps: a program that is killed
+    between them leaves neither the old nor the new one there.
 
     In such a flow a file that fails is a record with its ``error``, and the others go on: ``on_error="report"`` is the default,
     unless steps stand behind `write`, which can't work on it. Two inputs with one output, and an output that is an input, are

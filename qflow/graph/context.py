@@ -200,7 +200,7 @@ def check_params(given: Mapping[str, Any], asked: Mapping[str, Iterable[str]], n
     known = sorted({name for names in asked.values() for name in names if name != RNG})
     for name in given:
         if name not in known:
-            there = f"there are {', '.join(f'`{each}`' for each in known)}" if known else "no step names any"
+            there = f"the steps name {', '.join(f'`{each}`' for each in known)}" if known else "no step names any"
             raise GraphError(f"`params` has `{name}`, which no step of this flow names as a parameter: {there}.")
     for step, names in needed.items():
         for name in names:

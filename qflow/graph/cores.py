@@ -42,17 +42,23 @@ def text(folder: str, name: str) -> str:
         return file.read()
 
 
-def groups(controller: str) -> list[str]:
-    """The folders of this process's control groups, and of those above them."""
+def own_groups(controller: str) -> list[tuple[str, str]]:
+    """This process's control groups: the folder of all, and where in it."""
     found = []
     with contextlib.suppress(OSError):
         for line in text("/proc/self", "cgroup").splitlines():
             _, controllers, folder = line.split(":", 2)
             if not controllers or controller in controllers.split(","):
-                base = os.path.join(_GROUPS, controller) if controllers else _GROUPS
-                own = folder.strip("/")
-                while own:
-                    found.append(os.path.join(base, own))
-                    own = os.path.dirname(own)
-                found.append(base)
+                found.append((os.path.join(_GROUPS, controller) if controllers else _GROUPS, folder.strip("/")))
+    return found
+
+
+def groups(controller: str) -> list[str]:
+    """The folders of this process's control groups, and of those above them."""
+    found = []
+    for base, own in own_groups(controller):
+        while own:
+            found.append(os.path.join(base, own))
+            own = os.path.dirname(own)
+        found.append(base)
     return found

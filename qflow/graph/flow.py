@@ -237,6 +237,7 @@ class Beginning(NamedTuple):
         whole: this is the whole beginning, so that no operator before is asked.
         notes: what the operators are told in this run, as `Context.notes`.
         failed: what stands in place of an item that failed, with ``on_error="report"``, which is then the default.
+        workers: what a mark's ``n`` becomes.
     """
 
     source: Any
@@ -245,6 +246,7 @@ class Beginning(NamedTuple):
     whole: bool = False
     notes: Mapping[str, Any] = {}
     failed: Callable[[ItemFailure], Any] | None = None
+    workers: Callable[[Any], Any] | None = None
 
 
 class Each(Operator[A, B]):

@@ -143,8 +143,10 @@ class Step(Each[A, B], Generic[A, B, P, R]):
         for each in self.inside:
             found = None if each is self else each.begins(within, source, options)
             if found is not None:
+                n = self.options.n if found.workers is None else found.workers(self.options.n)
+                marked = self if n == self.options.n else self._changed(options=dataclasses.replace(self.options, n=n))
                 last = each is self.inside[-1]
-                return found._replace(operators=(*before, self), failed=found.failed if last else None)
+                return found._replace(operators=(*before, marked), failed=found.failed if last else None)
             within = (*within, each)
         return None
 
@@ -418,6 +420,11 @@ def _markable(value: Any, word: str) -> Function:
         raise GraphError(
             f"`qf.{word}` marks a function, a class, or a chain of `qf.map` and `qf.filter`, or of `qf.files`, but got {value!r}."
         )
+    if word == "pool" and isinstance(value, Flow | Operator) and any(each.carries for each in value.operators):
+        raise GraphError(
+            f"`qf.pool` works on the elements of lists, but `qf.files` takes a list of names as one item: got {value!r}. "
+            "Write `qf.process(n=...)(...)`, and for lists of names `qf.unpack()` before it."
+        )
     if isinstance(value, Flow | Operator):
         return Function(Chain(value.operators))
     if not callable(value):
@@ -507,7 +514,7 @@ def process(function: Any = _NOTHING, /, **options: Any) -> Any:
 
     Args:
         function: a function, lambda, class whose instances are callable (built once per worker),
-            or a chain of `map` and `filter`.
+            or a chain of `map` and `filter`, or of `qflow.files`.
         n: worker processes, at least 1; 1 unless the run says otherwise. ``"auto"``: as many as logical cores
             may be used; a function, as `qflow.files.workers` gives it, is asked when a run starts. A worker may take several
             items at once, about 1 ms of work: an item must not depend on another one of the step being at work.

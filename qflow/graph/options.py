@@ -191,7 +191,6 @@ class RunOptions:
     epoch: int | None = None
     resume: Mapping[str, Any] | None = None
     params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    _notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def collects(self) -> bool:
@@ -203,9 +202,9 @@ class RunOptions:
         """What the run is beside its data."""
         if self.resume is not None:
             state = self.resume
-            return Context(state["seed"], state["epoch"], dict(self.params), state["seeded"], notes=self._notes)
+            return Context(state["seed"], state["epoch"], dict(self.params), state["seeded"])
         seed = drawn_seed() if self.seed is None else self.seed
-        return Context(int(seed), int(self.epoch or 0), dict(self.params), not isinstance(seed, Drawn), notes=self._notes)
+        return Context(int(seed), int(self.epoch or 0), dict(self.params), not isinstance(seed, Drawn))
 
     def __post_init__(self) -> None:
         budget(self.memory, 'pipe(xs, memory="4GB")')

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from qflow.errors import GraphError
@@ -85,6 +85,7 @@ class Plan:
         times: how often the source is read; None: for ever.
         shard: the part of the source that is read.
         last: what is done with results in the process that takes them.
+        notes: what operators tell each other when a run begins; see `context`.
     """
 
     feed: tuple[Operator[Any, Any], ...]
@@ -96,13 +97,16 @@ class Plan:
     times: int | None = 1
     shard: Shard | None = None
     last: Operator[Any, Any] | None = None
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def context(self, context: Context) -> Context:
         """A run's context as its steps see it."""
         stored = next((operator.of_rank for operator in self.row if operator.stored), 0)
         rank = stored if self.shard is None else self.shard.now.index
         carries = any(each.carries for operator in self.row for each in operator.inside)
-        return dataclasses.replace(context, repeats=self.times != 1, rank=rank, numbered=stored > 0, carries=carries)
+        return dataclasses.replace(
+            context, repeats=self.times != 1, rank=rank, numbered=stored > 0, carries=carries, notes=self.notes
+        )
 
     @property
     def labels(self) -> tuple[str, ...]:

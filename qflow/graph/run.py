@@ -396,7 +396,7 @@ def start(flow: Flow[Any, Any], source: Any, engine: str | Engine, given: dict[s
 
     check_source(source, explicit=True)
     source = lifted(source)
-    own = {field.name for field in dataclasses.fields(RunOptions) if not field.name.startswith("_")}
+    own = {field.name for field in dataclasses.fields(RunOptions)}
     defaults = {word: value for word, value in given.items() if word not in own}
     unknown = next((word for word in defaults if word not in MARK_WORDS or word == "name"), None)
     if unknown is not None:
@@ -405,9 +405,10 @@ def start(flow: Flow[Any, Any], source: Any, engine: str | Engine, given: dict[s
     options = RunOptions(**{word: value for word, value in given.items() if word in own})
     chosen = engine_of(engine)
     _check_params(flow, options.params)
-    begun = _begun(source, flow.operators, options)
+    marks = options_of(defaults, "pipe(xs, {})")
+    begun = _begun(source, tuple(operator.filled(marks) for operator in flow.operators), options)
     source, operators, options = begun.source, begun.operators, begun.options
-    planned = _plan(operators, defaults | {"memory": options.memory})
+    planned = dataclasses.replace(_plan(operators, defaults | {"memory": options.memory}), notes=begun.notes)
     items = source_length(source)
     length = row_length(planned.operators, items)
     if options.resume is not None:
@@ -447,6 +448,7 @@ class _Begun(NamedTuple):
     operators: tuple[Operator[Any, Any], ...]
     options: RunOptions
     endings: list[Any]
+    notes: Mapping[str, Any]
     failed: Callable[[ItemFailure], Any] | None
 
 
@@ -470,7 +472,7 @@ def _begun(source: Any, given: tuple[Operator[Any, Any], ...], options: RunOptio
     if options.on_error == "report" and failed is None:
         raise GraphError('`on_error="report"` is for flows that end with `qf.files.write`. Write "skip" or "collect".')
     on_error = options.on_error or ("report" if failed else "raise")
-    return _Begun(source, operators, dataclasses.replace(options, on_error=on_error, _notes=notes), endings, failed)
+    return _Begun(source, operators, dataclasses.replace(options, on_error=on_error), endings, notes, failed)
 
 
 def release(flow: Flow[Any, Any]) -> None:

@@ -39,9 +39,11 @@ def whole(value: object, word: str, example: str, least: int = 0) -> int:
 def nbytes(value: object, word: str, example: str) -> int:
     """A number of bytes, at least 1, or a GraphError that names `word`.
 
-    >>> nbytes("2GB", "max_memory", 'qf.process(max_memory="2GB")')
-    2000000000
+    >>> nbytes("2GB", "max_memory", 'qf.process(max_memory="2GB")'), nbytes(3e9, "process_size", "qf.files.workers()")
+    (2000000000, 3000000000)
     """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     try:
         return bytesizes.parse(value) if isinstance(value, str) else count(value, word, example)
     except ValueError as error:

@@ -7,34 +7,26 @@ whole machine ``/proc/vmstat`` (oom_kill); Linux' documentation, admin-guide/cgr
 from __future__ import annotations
 
 from contextlib import suppress
+from os.path import join
+
+from qflow.graph.cores import own_groups, text
+
+COUNTS = ("memory.events", "memory.oom_control")  # of version 2, and of version 1
 
 
 def killed() -> int:
     """How many processes the OOM killer has ended so far, here or on the whole machine; only grows."""
-    return max((_count(file) for file in _files()), default=0)
+    return max((_count(folder, name) for folder, name in _files()), default=0)
 
 
-def _files() -> list[str]:
-    files = ["/proc/vmstat"]
-    with suppress(OSError):
-        for line in _lines("/proc/self/cgroup"):
-            _, controllers, folder = line.split(":", 2)
-            if not controllers:
-                files.append(f"/sys/fs/cgroup{folder}/memory.events")
-            elif "memory" in controllers.split(","):
-                files.append(f"/sys/fs/cgroup/memory{folder}/memory.oom_control")
-    return files
+def _files() -> list[tuple[str, str]]:
+    return [("/proc", "vmstat"), *((join(base, own), name) for base, own in own_groups("memory") for name in COUNTS)]
 
 
-def _count(file: str) -> int:
+def _count(folder: str, name: str) -> int:
     with suppress(OSError, ValueError):
-        for line in _lines(file):
+        for line in text(folder, name).splitlines():
             word, _, number = line.partition(" ")
             if word == "oom_kill":
                 return int(number)
     return 0
-
-
-def _lines(name: str) -> list[str]:
-    with open(name) as file:
-        return file.read().splitlines()
