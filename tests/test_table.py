@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hypothesis.extra import numpy as of_numpy
 
 import qflow as qf
 from qflow.errors import InternalError
+from qflow.files import Record
 from qflow.graph.markers import CLOSE
 from qflow.graph.plan import SMALL
 from qflow.runtime import table
@@ -26,12 +29,14 @@ texts = st.text(max_size=20) | st.binary(max_size=20)
 dtypes = st.sampled_from(["f4", "f8", "i2", "u1", "?", "c16", "M8[ns]", "S3", "U2"])
 arrays = of_numpy.arrays(dtypes, of_numpy.array_shapes(max_dims=3, min_side=0, max_side=4))
 tensors = arrays.filter(lambda array: array.dtype.kind not in "MSU").map(torch.from_numpy)
-leaves = numbers | texts | arrays | tensors
+paths = st.text("ab./é", max_size=20).map(Path)
+leaves = numbers | texts | paths | arrays | tensors
 structures = st.recursive(
     leaves,
     lambda inside: (
         st.lists(inside, max_size=3)
         | st.lists(inside, max_size=3).map(tuple)
+        | st.tuples(inside, inside).map(lambda parts: Record(*parts, {}))
         | st.dictionaries(st.text(max_size=3) | st.integers(0, 3), inside, max_size=3)
     ),
     max_leaves=5,
@@ -74,6 +79,10 @@ def like(value, draw):
             return torch.from_numpy(like(value.numpy(), draw))
         case dict():
             return {key: like(each, draw) for key, each in value.items()}
+        case Record():
+            return Record(*(like(each, draw) for each in value))
+        case Path():
+            return draw(paths)
         case list() | tuple():
             return type(value)(like(each, draw) for each in value)
         case str():
@@ -226,6 +235,17 @@ def test_apart_in_one_memory_is_apart():
 )
 def test_other_keys_and_types_are_another_structure(other):
     assert not template_of({"a": 1, "b": 2.0}).check(other)
+
+
+class Mine(NamedTuple):
+    """Not every process may be able to import it."""
+
+    x: int = 0
+
+
+@pytest.mark.parametrize("value", [Mine(), type("R", (Record,), {})("a"), PurePosixPath("a"), Path("a" * TEXTS)], ids=repr)
+def test_other_named_tuples_and_paths_have_no_template(value):
+    assert describe(value) is None
 
 
 class Hostile:
