@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 import qflow as qf
 from qflow.runtime import stream_desk
 from qflow.runtime.board import shape_of
-from qflow.runtime.pace import CALM, SHARE, SLOW, Pace
+from qflow.runtime.pace import CALM, NAP, SEVERAL, SHARE, SLOW, Nap, Pace
 
 MANY = 1 << 12
 
@@ -101,14 +103,14 @@ def naps(monkeypatch: Any, row_bytes: int, missing: int = 64, each: int = 100_00
     (edge, *_) = shape_of((qf.process(n=2)(abs) | qf.pack(64)).plan()).edges[1:]
     desk.board, desk.number = SimpleNamespace(edges=[SimpleNamespace(shape=edge)]), 0
     desk._row, desk._row_bytes = SimpleNamespace(missing=missing), row_bytes
-    desk._looked, desk._taken, desk.counts, desk.now = 0, 0, [0, 10], lambda: 10 * each
+    desk._naps, desk.counts, desk.now = Nap(), [0, 10], lambda: 10 * each
     desk._nap()
     return slept
 
 
 def test_a_stream_sleeps_until_half_of_what_it_misses_should_have_come(monkeypatch: Any) -> None:
     assert naps(monkeypatch, 100, missing=12) == [pytest.approx(0.0006)]
-    assert naps(monkeypatch, 100) == [stream_desk.NAP / 1e9]
+    assert naps(monkeypatch, 100) == [NAP / 1e9]
     assert naps(monkeypatch, 100, missing=6) == []  # for fewer than several it does not
 
 
@@ -116,3 +118,30 @@ def test_it_does_not_sleep_for_more_than_may_wait_nor_where_that_is_not_known(mo
     assert naps(monkeypatch, 100_000) == [pytest.approx(0.0005)]  # 20 of each of the two producers, and of those an eighth
     assert naps(monkeypatch, 200_000) == []
     assert naps(monkeypatch, 0) == []
+
+
+@given(st.lists(st.tuples(st.integers(1, 10**9), st.integers(0, 50), st.integers(0, 64)), min_size=1))
+def test_a_nap_is_for_several_values_and_for_no_more_than_may_come_nor_longer_than_is_noticed(looks: list[Any]) -> None:
+    nap, now, taken = Nap(), 0, 0
+    for passed, came, most in looks:
+        now, taken = now + passed, taken + came
+        pause = nap.seconds(now, taken, lambda most=most: most) * 1e9  # type: ignore[misc]
+        each = passed // came if came else 0
+        assert pause == 0 or SEVERAL * each < round(pause) <= min(NAP, most * each)
+        assert pause or not came or min(NAP, most * each) <= SEVERAL * each
+
+
+def test_a_consumer_of_quick_results_is_woken_for_several_at_once() -> None:
+    with qf.Flow(qf.process(spun)) as pipe:
+        list(pipe(range(100)))
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+        assert list(pipe(range(1000))) == [*range(1000)]
+        assert resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before < 700
+
+
+def spun(value: int) -> int:
+    """Takes 0.1 ms."""
+    end = time.monotonic_ns() + 100_000
+    while time.monotonic_ns() < end:
+        pass
+    return value

@@ -80,7 +80,9 @@ class Session:
         poison = bool(os.environ.get("QFLOW_DEBUG_POISON"))
         self._orders = Orders(collect=options.collects, poison=poison, context=context)
         channels = crew.channels
-        self._consumer = Consumer(channels.board, channels.names, channels.leases, ordered=options.ordered, poison=poison)
+        self._consumer = Consumer(
+            channels.board, channels.names, channels.leases, ordered=options.ordered, poison=poison, naps=True
+        )
         self.ready = self._consumer.ready
         self.began = time.perf_counter()
         self._stats: list[StepStats] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -12,6 +13,7 @@ from qflow.graph.row import Path, index_of
 from qflow.graph.run import ItemFailure, Told
 from qflow.runtime.board import ERROR, KEPT, KINDS, PACKED, SHIFT, VIEWS, Board
 from qflow.runtime.codec import decode, path_of, poison
+from qflow.runtime.pace import Nap
 from qflow.runtime.packed import read
 from qflow.runtime.table import Reader as Table
 from qflow.runtime.turn import ANY, NOTHING, Acting, Claim, Taker
@@ -61,13 +63,16 @@ class Consumer:
         names: of the groups.
         ordered: in order, or as they come.
         poison: overwrite cells that are free.
+        naps: sleep a little before waiting, where results come quickly (`pace`).
     Attributes:
         failed: how many items failed, of each group and step.
         ready: results that need only be given out.
         returned: cells whose last view is gone.
     """
 
-    def __init__(self, board: Board, names: Sequence[str], leases: Leases, *, ordered: bool, poison: bool) -> None:
+    def __init__(
+        self, board: Board, names: Sequence[str], leases: Leases, *, ordered: bool, poison: bool, naps: bool = False
+    ) -> None:
         self._names, self._leases, self._poison = names, leases, poison
         self._cursor = (Cursor if ordered else Loose)(board, len(board.edges) - 1, board.shape.participants - 1)
         self._taker = self._cursor.taker
@@ -76,6 +81,8 @@ class Consumer:
         self._broken: dict[int, Told] = {}  # how many of them follow one that can't be built in this process
         self._before: tuple[Path, int] | None = None  # the last result, where what follows it is broken
         self.failed: Counter[tuple[int, str]] = Counter()
+        self._naps = Nap() if naps else None
+        self._row_bytes = 0  # of the results that were taken last, of a table
         self._given = 0  # results that were taken
         self._paths: Callable[[int], Path] = lambda k: ()  # of those that were taken last
         self._count = 1  # of them
@@ -100,6 +107,10 @@ class Consumer:
     def take(self) -> Acting:
         """The next result, or `OVER` at the end; `Told` in place of one that failed."""
         while not self.ready and not self._mixed:
+            if self._row_bytes and self._naps is not None and self._cursor.nothing():
+                pause = self._naps.seconds(time.monotonic_ns(), self._given, self._unheard)
+                if pause:
+                    time.sleep(pause)
             claim = yield from self._cursor.take()
             if claim is None:
                 return OVER
@@ -117,11 +128,15 @@ class Consumer:
         self._before = None
         return self._mixed.popleft()
 
+    def _unheard(self) -> int:
+        return self._taker.edge.shape.unheard(self._row_bytes)
+
     def _several(self, claim: Claim) -> Acting:
         """Take small values out of their cell."""
         reader = read(self._leases.cells.region(claim.cell), claim.offset, claim.values)
         values: list[Any]
         values, paths = (reader.values(read_only=False), []) if isinstance(reader, Table) else ([], [])
+        self._row_bytes = reader.template.row if isinstance(reader, Table) else 0
         broken = {}
         for k in range(len(values), claim.values):
             try:
@@ -159,6 +174,7 @@ class Consumer:
             raise told from None
         self._paths, self._count, self._before = _always(path), 1, None
         self._given += 1
+        self._row_bytes = 0
         if viewing:
             self._leases.held.add(claim.cell)
         yield from self._free(claim, viewing)
@@ -199,6 +215,10 @@ class Cursor:
     def __init__(self, board: Board, edge: int, me: int) -> None:
         self.taker = Taker(board, board.edges[edge], me)
         self._position = 0, 0
+
+    def nothing(self) -> bool:
+        """Whether nothing lies there now."""
+        return self.taker.found(*self._position) == NOTHING
 
     def take(self) -> Acting:
         """The next values -> a Claim whose number is their item's, or None at the end."""
@@ -246,6 +266,10 @@ class Loose:
             if found != NOTHING:
                 return place, offset, found
         return None
+
+    def nothing(self) -> bool:
+        """Whether nothing lies there now."""
+        return self._find() is None
 
     def _over(self) -> bool:
         total = self.edge.total[0]

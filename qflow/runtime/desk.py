@@ -23,6 +23,7 @@ from qflow.graph.markers import CLOSE, MARKS
 from qflow.graph.options import NOTHING
 from qflow.graph.plan import SMALL, Group
 from qflow.graph.row import FAILED, LAST, MANY, NO_ITEM, Caught, Failed, Kept, Path, Results, Row, Watch, fewer, other
+from qflow.runtime import heap
 from qflow.runtime.board import CALLS, DATA, DONE, END, ERROR, GIVEN, OFFSET, PACKED, VIEWS, Board, Phase
 from qflow.runtime.codec import decode, digest, encode, path_of, poison
 from qflow.runtime.dash import Dash
@@ -39,6 +40,7 @@ from qflow.runtime.turn import Claim, Parcel, Putter, Taker
 from qflow.runtime.whereabouts import WorkerInfo
 
 DASH = 256  # values that go the quick way before the worker looks up
+LONG = 1_000_000  # nanoseconds of work after which it looks at its memory
 
 IDLE, LOAD, RUN, SEND = map(int, (Phase.IDLE, Phase.LOAD, Phase.RUN, Phase.SEND))  # plain numbers: they are stored often
 
@@ -104,7 +106,7 @@ class Desk:
         self._path: Path = ()
         self._value: Any = NO_ITEM
         self._viewing: int | None = None  # the cell of the item at work, if it has views on it
-        self._retries = self._begun = self._calls = 0
+        self._retries = self._begun = self._calls = self._busy = 0
         self._claim, self._k = NO_CLAIM, 0
         self._known = 0  # results to come of the value at work that a predecessor has published
         self._gated = self._careful = False
@@ -543,6 +545,9 @@ class Desk:
         if packed and self._claim is claim:
             self.pace.end(self.counts[0], claim.values, self._behind)
         self._claim, self._reader, self._values = NO_CLAIM, None, None
+        before, self._busy = self._busy, self.counts[0]
+        if self._busy - before > LONG:
+            heap.look()
         if self._begun:  # not one that a predecessor has finished
             self._begun = max(0, self._begun - claim.values)
             if self.between is not None:

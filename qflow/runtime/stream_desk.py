@@ -12,6 +12,7 @@ from qflow.runtime.board import PACKED, Board
 from qflow.runtime.desk import Desk
 from qflow.runtime.ledger import Verdict
 from qflow.runtime.log import Log
+from qflow.runtime.pace import Nap
 from qflow.runtime.packed import contents
 from qflow.runtime.table import Reader as Table
 from qflow.runtime.turn import Claim, Parcel
@@ -20,9 +21,6 @@ UNWRITTEN = 3  # in place of a half of the log, 1 or 2: what the stream keeps ca
 # Bytes of records from which on the state is written anew, when it was less than a quarter of them: when no result has come
 # since the last time, which means that most of them are the state; and when some have.
 GROWS, SNAPSHOT = 1 << 26, 1 << 22
-# A worker that is woken for each value of 0.1 ms spends 50 us on that, and who wakes it 25 (2 shared cores, Linux 6.18, virtual):
-# the bench's "hdf5-heavy" makes 115 batches/s with naps, 97 without.
-NAP, SEVERAL = 1_000_000, 4  # nanoseconds at most in which values may come unheard, and how many have to be expected
 
 
 class Places(NamedTuple):
@@ -41,7 +39,7 @@ class StreamDesk(Desk):
         self._log = log
         self._given = self._snapshot = 0  # results since the last save, and bytes of the last snapshot
         self._since = False  # results have come since then
-        self._looked = self._taken = 0  # when all that was there was taken, and how many values
+        self._naps = Nap()
         self._row_bytes = 0  # of the values taken last from a table; before the first it is not known how many may wait
         self.effects |= {
             "restore": self._restore,
@@ -112,21 +110,12 @@ class StreamDesk(Desk):
         return taken
 
     def _nap(self) -> None:
-        """Nothing more is there: if several values are missing for a result, sleep until half of them should have come.
-
-        Nor until more have come than an eighth of those that may wait here: producers that are faster than they seem must not
-        stand still meanwhile. (With 16 that may wait, and half of them, two producers of 20 us made 9 k/s in place of 15 k/s.)
-        """
-        before, taken = self._looked, self.counts[1] - self._taken
-        self._looked, self._taken = self.now(), self.counts[1]
-        shape = self.board.edges[self.number].shape
-        if self._row is None or taken <= 0 or shape.share or not self._row_bytes:
-            return
-        each = (self._looked - before) // taken
-        fit = sum(shape.waiting(producer, self._row_bytes) for producer in range(shape.producers))
-        pause = min(min(self._row.missing // 2, fit // 8) * each, NAP)
-        if pause > SEVERAL * each:
-            time.sleep(pause / 1e9)
+        """Nothing more is there: if several values are missing for a result, sleep until half of them should have come."""
+        row, nbytes, shape = self._row, self._row_bytes, self.board.edges[self.number].shape
+        if row is not None:
+            pause = self._naps.seconds(self.now(), self.counts[1], lambda: min(row.missing // 2, shape.unheard(nbytes)))
+            if pause:
+                time.sleep(pause)
 
     def _finish(self) -> None:
         self._outgoing.begin()

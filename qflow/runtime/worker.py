@@ -339,7 +339,7 @@ class Worker:
         assert self.desks[0].group is not None
         options = self.desks[0].group.options
         enough = options.max_items is not None and self._finished >= options.max_items
-        if enough or self._leaving or (options.max_memory is not None and private_memory() > options.max_memory):
+        if enough or self._leaving or _exceeded(options.max_memory):
             self._leaving = True
             if all(desk.at[0] == Phase.IDLE for desk in self.desks):
                 with contextlib.suppress(Exception):
@@ -347,6 +347,14 @@ class Worker:
                 send_message(self.control, ("left", None))
                 os._exit(0)
             threading.Event().wait()  # the last thread that is between two items ends the process
+
+
+def _exceeded(most: int | None) -> bool:
+    """Whether this process holds more, without what is only kept for what comes."""
+    if most is None or private_memory() <= most:
+        return False
+    heap.trim()
+    return private_memory() > most
 
 
 def _check_memory(group: Group) -> None:
