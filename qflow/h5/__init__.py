@@ -12,6 +12,7 @@ chunks can be shuffled, split, pickled and compared. Files are opened where they
 
 from qflow.h5.planning import Chunk, Chunks, Part, chunks
 from qflow.h5.reading import read
+from qflow.h5.references import dereference, dereference_chain
 from qflow.h5.splitting import Split, split
 
-__all__ = ["Chunk", "Chunks", "Part", "Split", "chunks", "read", "split"]
+__all__ = ["Chunk", "Chunks", "Part", "Split", "chunks", "dereference", "dereference_chain", "read", "split"]
