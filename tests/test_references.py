@@ -205,3 +205,14 @@ def test_a_step_of_which_nothing_comes_leads_nowhere() -> None:
 def test_what_is_wrong_is_told(arguments: Any, options: Any, error: type, said: str) -> None:
     with pytest.raises(error, match=said):
         h5.dereference(*arguments, **options)
+
+
+def test_a_row_that_is_selected_twice_may_be_masked_once() -> None:
+    found = h5.dereference([1, 1, 0], [[0, 3], [1, 2], [1, 0]], np.arange(4), mask=[True, False, False])
+    assert found.tolist() == [[None, None], [0, 2], [3, None]]
+    found = h5.dereference(ma.array([1, 1], mask=[False, True]), [[1, 2]], np.arange(4), as_masked=False)
+    assert [each.tolist() for each in found] == [[2], []]
+
+
+def test_what_is_not_selected_is_not_looked_at() -> None:
+    assert h5.dereference([0, 2], [[0, 1], [1, 99], [2, 0]], np.arange(2)).tolist() == [[1], [0]]
