@@ -14,5 +14,6 @@ from qflow.h5.planning import Chunk, Chunks, Part, chunks
 from qflow.h5.reading import read
 from qflow.h5.references import dereference, dereference_chain
 from qflow.h5.splitting import Split, split
+from qflow.h5.tables import Tables
 
-__all__ = ["Chunk", "Chunks", "Part", "Split", "chunks", "dereference", "dereference_chain", "read", "split"]
+__all__ = ["Chunk", "Chunks", "Part", "Split", "Tables", "chunks", "dereference", "dereference_chain", "read", "split"]

@@ -87,10 +87,11 @@ def opened(path: str) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        raise OSError(error.errno or EINVAL, _why_not(error), path) from error
+        raise OSError(error.errno or EINVAL, why_not(error), path) from error
 
 
-def _why_not(error: OSError) -> str:
+def why_not(error: OSError) -> str:
+    """Why a file could not be opened."""
     if error.errno == EAGAIN:
         return "Open for writing somewhere else, so HDF5 has locked it"
     if error.errno:

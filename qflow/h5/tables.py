@@ -1,0 +1,457 @@
+"""Tables: an HDF5 file whose tables refer to each other, in the layout of h5flow.
+
+    /hits/data                        rows of a table: [rows, ...], of any type, also structured
+    /tracks/data
+    /tracks/ref/hits/ref              [pairs, 2]: a row of tracks, a row of hits; for the way back, too
+    /tracks/ref/hits/ref_region       for each row of tracks from where to where in it its pairs lie
+    /hits/ref/tracks/ref_region       for each row of hits
+    attributes                        of groups and tables
+
+A file is written by one process. Rows are appended, never moved; pairs are appended, never changed; so what is kept as a number
+of a row stays right. Tables that are only wanted meanwhile lie in a scratch file that has no name: it goes with the process,
+however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from errno import EINVAL
+from typing import Any, final
+
+import numpy as np
+
+from qflow.errors import GraphError, got
+from qflow.h5.blocks import runs
+from qflow.h5.files import h5py, why_not
+from qflow.h5.references import dereference_chain, region_dtype, selected
+
+MODES = ("r", "r+", "a", "w", "x")
+PAIRS = 8192  # of a chunk of references: 64 KB
+NARROW, WIDE = np.dtype("u4"), np.dtype("i8")  # of row numbers; wide where a table has 2**32 rows or more
+
+
+@final
+class Tables:
+    """A file of tables that refer to each other.
+
+    >>> import numpy as np, tempfile
+    >>> from qflow import h5
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> with h5.Tables(f"{folder.name}/events.h5", "w") as file:
+    ...     tracks = file.append("tracks", np.array([10.0, 20.0]))
+    ...     hits = file.append("hits", np.array([(1, 0.5), (2, 0.25), (3, 0.125)], [("id", "i4"), ("q", "f4")]))
+    ...     _ = file.link("tracks", "hits", [[0, 0], [0, 2], [1, 1]])
+    ...     file.attrs("hits")["unit"] = "keV"
+    ...     print(file["tracks", "hits", :]["id"])
+    ...     print(file["hits", "tracks", [2, 0]])
+    ...     print(file)
+    [[1 3]
+     [2 --]]
+    [[10.0]
+     [10.0]]
+    events.h5
+      hits      3 rows  id int32, q float32    unit='keV'
+      tracks    2 rows  float64
+      tracks -> hits    3 pairs
+    >>> folder.cleanup()
+
+    ``file["hits"]`` is the table itself, a `h5py.Dataset`; ``file["hits", sel]`` its selected rows, an array; and
+    ``file["events", "hits", "tracks", sel]`` the rows of the last that are linked with selected rows of the first over those
+    between, as `dereference_chain` gives them. Selections are those of `dereference`, but a number gives an array of one row.
+
+    Args:
+        path: of the file.
+        mode: ``"r"`` to read, ``"r+"`` to read and write what is there, ``"a"`` the same and make it if it is not, ``"w"`` to
+            begin anew, ``"x"`` the same but not if it is there.
+        compression: of new tables and references: ``"gzip"``, ``"lzf"``, or what h5py knows by another name or number.
+        drop: tables, or groups of them, that go when the file is closed. Those that are not there before lie in a scratch
+            file meanwhile, with all references from and to them.
+    Raises:
+        OSError: the file is missing, locked by another writer, or no complete HDF5 file; with its path.
+        GraphError: an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        mode: str = "r",
+        *,
+        compression: str | int | None = None,
+        drop: Iterable[str] = (),
+    ) -> None:
+        if mode not in MODES:
+            raise GraphError(f"`mode` is one of {', '.join(map(repr, MODES))}, but got {got(mode)}.")
+        self.path, self.mode, self.compression = os.fspath(path), mode, compression
+        self.file = _opened(self.path, mode)
+        self._scratch: Any = None
+        self._drop = tuple(map(_name, [drop] if isinstance(drop, str) else drop))
+        self._before = {name for name in self._drop if name in self.file}  # these are deleted at last
+        self._links = sorted(_links_of(self.file))  # to look for them takes as long as the file has groups
+
+    # ---- what is there
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the tables, in order."""
+        return iter(sorted(itertools.chain.from_iterable(map(_tables_of, self._files))))
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._find(f"{_name(name)}/data") is not None
+
+    def __getitem__(self, names: Any) -> Any:
+        if isinstance(names, str):
+            return self._table(names)
+        *path, sel = names if isinstance(names, tuple) else (names,)
+        if isinstance(sel, str):
+            path, sel = [*path, sel], slice(None)
+        if not path or not all(isinstance(name, str) for name in path):
+            raise GraphError(f'Write `file["hits"]`, `file["hits", sel]` or `file["tracks", "hits", sel]`, but got {got(names)}.')
+        first, *_ = tables = [self._table(name) for name in path]
+        if len(path) == 1:
+            return self._rows(first, sel)
+        steps = [self.ref(*pair) for pair in itertools.pairwise(path)]
+        refs, directions = zip(*steps, strict=True)
+        regions = [self.region(*pair) for pair in itertools.pairwise(path)]
+        return dereference_chain(sel, refs, tables[-1], regions, ref_directions=directions)
+
+    @staticmethod
+    def _rows(table: Any, sel: Any) -> Any:
+        if isinstance(sel, slice) and (sel.step or 1) > 0:
+            return table[sel]
+        from qflow.h5.blocks import take
+
+        rows, hidden = selected(sel, len(table))
+        return np.ma.array(take(table, rows), mask=_spread(hidden, table)) if hidden.any() else take(table, rows)
+
+    def ref(self, parent: str, child: str) -> tuple[Any, tuple[int, int]]:
+        """The pairs that link two tables, a `h5py.Dataset`, and the direction from the first to the second.
+
+        Raises:
+            KeyError: there are none; the text lists those there are.
+        """
+        for first, second, direction in ((parent, child, (0, 1)), (child, parent, (1, 0))):
+            found = self._find(f"{_name(first)}/ref/{_name(second)}/ref")
+            if found is not None:
+                return found, direction
+        linked = ", ".join(f"{one!r} -> {other!r}" for one, other in self.links()) or "none"
+        raise KeyError(f"{self.path} has no references between {parent!r} and {child!r}; there are: {linked}.")
+
+    def region(self, parent: str, child: str) -> Any:
+        """From where to where in `ref` the pairs of each row of the first table lie, a `h5py.Dataset`."""
+        self.ref(parent, child)
+        return self._find(f"{_name(parent)}/ref/{_name(child)}/ref_region")
+
+    def links(self, name: str | None = None) -> list[tuple[str, str]]:
+        """Which tables are linked, the parent first; only those with this one, if it is named."""
+        return [*self._links] if name is None else [link for link in self._links if _name(name) in link]
+
+    def attrs(self, name: str) -> Any:
+        """The attributes of a table's group, or of any group, which is made if the file is open for writing."""
+        found = self._find(_name(name))
+        if found is None:
+            if self.mode == "r":
+                raise KeyError(f"{self.path} has no {name!r}; there are the tables {self._listing()}.")
+            found = self._home(_name(name)).require_group(_name(name))
+        return found.attrs
+
+    # ---- what is made
+
+    def create(self, name: str, dtype: Any, shape: tuple[int, ...] = ()) -> Any:
+        """A table without rows; one that is there already with this type and shape of a row stays as it is.
+
+        Raises:
+            GraphError: it is there with another type or shape.
+        """
+        name, dtype = _name(name), np.dtype(dtype)
+        found = self._find(f"{name}/data")
+        if found is None:
+            return self._home(name).create_dataset(
+                f"{name}/data", (0, *shape), dtype, maxshape=(None, *shape), compression=self.compression, chunks=True
+            )
+        if found.dtype != dtype or found.shape[1:] != tuple(shape):
+            raise GraphError(
+                f"{self.path} has a table {name!r} of {_typed(found)}, not of {_type_text(dtype, tuple(shape))}. "
+                "Choose another name, or delete it before."
+            )
+        return found
+
+    def append(self, name: str, rows: Any) -> slice:
+        """Append rows to a table, which is made if it is not there -> where they lie.
+
+        Raises:
+            GraphError: the rows are of another type or shape than the table's.
+        """
+        rows = np.asarray(rows)
+        if not rows.ndim:
+            raise GraphError(f"`append` takes rows, an array of at least one dimension, but got {got(rows.item())}.")
+        table = self._find(f"{_name(name)}/data")
+        if table is None:
+            table = self.create(name, rows.dtype, rows.shape[1:])
+        if table.shape[1:] != rows.shape[1:] or not np.can_cast(rows.dtype, table.dtype, "same_kind"):
+            raise GraphError(f"The rows of {name!r} are {_typed(table)}, but got {_type_text(rows.dtype, rows.shape[1:])}.")
+        place = self.reserve(name, len(rows))
+        table[place] = rows
+        return place
+
+    def reserve(self, name: str, rows: int) -> slice:
+        """Append so many rows that are not yet written -> where they lie."""
+        table = self._table(name)
+        start = len(table)
+        if not rows:
+            return slice(start, start)
+        if not table.maxshape or table.maxshape[0] is not None:
+            raise GraphError(f"The table {name!r} can't grow: it was made with {start} rows for ever.")
+        table.resize(start + rows, axis=0)
+        for parent, child in self.links(name):
+            self._lengthen(self.region(name, child if parent == _name(name) else parent), start + rows)
+        return slice(start, start + rows)
+
+    def link(self, parent: str, child: str, pairs: Any) -> slice:
+        """Append pairs of rows that are linked -> where they lie among all pairs of these tables.
+
+        Args:
+            parent, child: tables. What is linked before as (child, parent) stays so; the columns are those of this call.
+            pairs: integers ``[pairs, 2]``: a row of ``parent``, a row of ``child``. The same again is there twice.
+        Raises:
+            IndexError: a row is not there.
+            GraphError: these are no pairs.
+        """
+        tables = self._table(parent), self._table(child)
+        found = np.asarray(pairs)
+        if not found.size:
+            found = np.empty((0, 2), np.int64)
+        if found.ndim != 2 or found.shape[1] != 2 or found.dtype.kind not in "iu":
+            raise GraphError(f"`pairs` are integers [pairs, 2], but got {found.dtype}{list(found.shape)}.")
+        for column, (name, table) in enumerate(zip((parent, child), tables, strict=True)):
+            wrong = found[(found[:, column] < 0) | (found[:, column] >= len(table)), column]
+            if wrong.size:
+                raise IndexError(f"A pair names row {wrong[0]} of {name!r}, which has {len(table)} rows. Nothing was linked.")
+        ref, (here, there) = self._made(parent, child)
+        start, columns = len(ref), found[:, [here, there]]
+        if not len(found):
+            return slice(start, start)
+        if ref.dtype.itemsize < WIDE.itemsize and found.max() > np.iinfo(ref.dtype).max:
+            ref = self._widened(ref)
+        ref.resize(start + len(found), axis=0)
+        ref[start:] = columns
+        for name, other, column in ((parent, child, 0), (child, parent, 1)):
+            _enlarge(self.region(name, other), found[:, column].astype(np.int64), start)
+        return slice(start, start + len(found))
+
+    def delete(self, name: str) -> None:
+        """Delete a table, or a group with all tables in it, and all references from and to them."""
+        name = _name(name)
+        if self._find(name) is None:
+            raise KeyError(f"{self.path} has no {name!r}; there are the tables {self._listing()}.")
+        for parent, child in self.links():
+            if _within(parent, [name]) or _within(child, [name]):
+                for one, other in {(parent, child), (child, parent)}:
+                    self._remove(f"{one}/ref/{other}")
+                self._links.remove((parent, child))
+        self._remove(name)
+
+    # ---- the end
+
+    def flush(self) -> None:
+        """Give what was written to the system."""
+        self.file.flush()
+
+    def close(self) -> None:
+        """Delete what was to be dropped, and close."""
+        if not self.file:
+            return
+        if self._scratch is not None:
+            self._scratch.close()
+            self._scratch = None
+        for name in self._before if self.mode != "r" else ():
+            if name in self.file:
+                self.delete(name)
+        self.file.close()
+
+    def __enter__(self) -> Tables:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{len([*self]) if self.file else 'closed'} tables of {self.path!r}>" if self.file else f"<closed {self.path!r}>"
+
+    def __str__(self) -> str:
+        if not self.file:
+            return repr(self)
+        rows = []
+        for name in self:
+            table = self._table(name)
+            told = "  ".join(f"{key}={_plain(value)!r}" for key, value in [*self.attrs(name).items(), *table.attrs.items()])
+            rows.append((name, f"{len(table)} rows", _typed(table), told))
+        links = [(f"{one} -> {other}", f"{len(self.ref(one, other)[0])} pairs") for one, other in self.links()]
+        return "\n".join([os.path.basename(self.path), *_aligned(rows), *_aligned(links)])
+
+    # ---- helpers
+
+    @property
+    def _files(self) -> list[Any]:
+        return [self.file] if self._scratch is None else [self.file, self._scratch]
+
+    def _find(self, path: str) -> Any:
+        for file in self._files:
+            found = file.get(path)
+            if found is not None:
+                return found
+        return None
+
+    def _home(self, *names: str) -> Any:
+        """The file to which what concerns these tables belongs."""
+        if self.mode == "r":
+            raise GraphError(f'{self.path} is open for reading. Open it with `h5.Tables(path, "a")` to write.')
+        if not any(_within(name, self._drop) and not _within(name, [*self._before]) for name in names):
+            return self.file
+        if self._scratch is None:
+            self._scratch = _unnamed(os.path.dirname(os.path.abspath(self.path)))
+        return self._scratch
+
+    def _table(self, name: str) -> Any:
+        found = self._find(f"{_name(name)}/data")
+        if found is None:
+            raise KeyError(f"{self.path} has no table {name!r}; there are {self._listing()}.")
+        return found
+
+    def _listing(self) -> str:
+        return ", ".join(map(repr, self)) or "none"
+
+    def _made(self, parent: str, child: str) -> tuple[Any, tuple[int, int]]:
+        """The references between two tables, new ones if there are none."""
+        with contextlib.suppress(KeyError):
+            return self.ref(parent, child)
+        parent, child = _name(parent), _name(child)
+        home = self._home(parent, child)
+        options = {"compression": self.compression}
+        ref = home.create_dataset(f"{parent}/ref/{child}/ref", (0, 2), NARROW, maxshape=(None, 2), chunks=(PAIRS, 2), **options)
+        for number, (one, other) in enumerate(((parent, child), (child, parent))):
+            table, path = self._table(one), f"{one}/ref/{other}/ref_region"
+            region = home.get(path)
+            if region is None:
+                rows = len(table)
+                region = home.create_dataset(path, (rows,), region_dtype, maxshape=(None,), chunks=(PAIRS // 2,), **options)
+                region.attrs["ref"] = ref.name
+            ref.attrs[f"dset{number}"], ref.attrs[f"ref_region{number}"] = table.name, region.name
+        self._links = sorted([*self._links, (parent, child)])
+        return ref, (0, 1)
+
+    def _lengthen(self, region: Any, rows: int) -> None:
+        if region is not None and len(region) < rows:
+            region.resize(rows, axis=0)
+
+    def _widened(self, ref: Any) -> Any:
+        """References with room for larger numbers, in place of others."""
+        home, name, attributes = ref.parent, ref.name.rpartition("/")[2], dict(ref.attrs)
+        wide = home.create_dataset("wide", ref.shape, WIDE, maxshape=(None, 2), chunks=ref.chunks, compression=ref.compression)
+        for start, stop in runs(ref, np.array([0]), np.array([len(ref)])):
+            wide[start:stop] = ref[start:stop]
+        wide.attrs.update(attributes)
+        del home[name]
+        home.move("wide", name)
+        return home[name]
+
+    def _remove(self, path: str) -> None:
+        for file in self._files:
+            if path in file:
+                del file[path]
+
+
+def _enlarge(region: Any, rows: Any, first: int) -> None:
+    """Note pairs of these rows, that lie one behind the other from some place on."""
+    wanted, starts = np.unique(rows, return_index=True)
+    stops = len(rows) - np.unique(rows[::-1], return_index=True)[1]
+    for start, stop in runs(region, wanted, wanted + 1):
+        inside = slice(*np.searchsorted(wanted, [start, stop]))
+        block, places = region[start:stop], wanted[inside] - start
+        old = block[places]
+        some = old["start"] != old["stop"]
+        block["start"][places] = np.where(some, np.minimum(old["start"], first + starts[inside]), first + starts[inside])
+        block["stop"][places] = np.where(some, np.maximum(old["stop"], first + stops[inside]), first + stops[inside])
+        region[start:stop] = block
+
+
+def _opened(path: str, mode: str) -> Any:
+    try:
+        return h5py.File(path, mode)
+    except OSError as error:
+        raise OSError(error.errno or EINVAL, why_not(error), path) from error
+
+
+def _unnamed(folder: str) -> Any:
+    """A file that is gone from its folder: it lives as long as it is open."""
+    handle, path = tempfile.mkstemp(prefix=".qflow-scratch-", suffix=".h5", dir=folder)
+    os.close(handle)
+    try:
+        return h5py.File(path, "w")
+    finally:
+        os.unlink(path)
+
+
+def _name(name: Any) -> str:
+    """A name of a table without slashes around it."""
+    if not isinstance(name, str) or not name.strip("/"):
+        raise GraphError(f"A table has a name, as 'hits' or 'reco/hits', but got {got(name)}.")
+    return name.strip("/")
+
+
+def _within(name: str, groups: Sequence[str]) -> bool:
+    """Whether a name is one of these, or in one of these groups."""
+    return any(name == group or name.startswith(f"{group}/") for group in groups)
+
+
+def _tables_of(file: Any) -> list[str]:
+    found: list[str] = []
+    file.visititems(
+        lambda name, each: (
+            found.append(name.removesuffix("/data"))
+            if isinstance(each, h5py.Dataset) and name.endswith("/data") and "/ref/" not in f"/{name}"
+            else None
+        )
+    )
+    return found
+
+
+def _links_of(file: Any) -> list[tuple[str, str]]:
+    found: list[str] = []
+    file.visititems(
+        lambda name, each: (
+            found.append(name.removesuffix("/ref"))
+            if isinstance(each, h5py.Dataset) and name.endswith("/ref") and "/ref/" in name
+            else None
+        )
+    )
+    return [(parent, child) for parent, _, child in (name.partition("/ref/") for name in found)]
+
+
+def _typed(table: Any) -> str:
+    return _type_text(table.dtype, table.shape[1:])
+
+
+def _type_text(dtype: Any, shape: tuple[int, ...]) -> str:
+    inside = ", ".join(f"{name} {_type_text(*_base(dtype[name]))}" for name in dtype.names) if dtype.names else str(dtype)
+    return f"{inside}{list(shape) if shape else ''}"
+
+
+def _base(dtype: Any) -> tuple[Any, tuple[int, ...]]:
+    return dtype.base, dtype.shape
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+
+
+def _spread(hidden: Any, table: Any) -> Any:
+    """Which rows are masked, in all their fields and numbers."""
+    return np.broadcast_to(hidden.reshape(-1, *(1 for _ in table.shape[1:])), (len(hidden), *table.shape[1:]))
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  " + (f"{row[0]:<{widths[0]}}    {row[1]:>{widths[1]}}  {'    '.join(row[2:])}").rstrip() for row in rows]
