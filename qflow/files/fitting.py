@@ -90,11 +90,16 @@ def workers(
         )
     if not _number(mem_frac) or not 0 < mem_frac <= 1:
         raise GraphError(f"`mem_frac` is a number above 0, at most 1, but got {got(mem_frac)}. Write for example `mem_frac=0.8`.")
-    size = None if process_size is None else nbytes(process_size, "process_size", EXAMPLE)
+    size = None if process_size is None else _nbytes(process_size, "process_size", EXAMPLE)
     available = (
-        None if mem_available is None else nbytes(mem_available, "mem_available", 'qf.files.workers(mem_available="10GB")')
+        None if mem_available is None else _nbytes(mem_available, "mem_available", 'qf.files.workers(mem_available="10GB")')
     )
     return Workers(n, size, mem_frac, available)
+
+
+def _nbytes(value: Any, word: str, example: str) -> int:
+    """A size; on a command line a number without a unit, too, is a text."""
+    return nbytes(int(value) if isinstance(value, str) and value.isdecimal() else value, word, example)
 
 
 def lowered(n: Any, items: Iterable[Any]) -> Any:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-_TEXT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b)?\s*", re.IGNORECASE)
+_TEXT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b\s*", re.IGNORECASE)
 
 
 def parse(text: str) -> int:
     """The number of bytes that a text stands for.
 
-    >>> parse("4GB"), parse("1.5 MiB"), parse("3000000")
-    (4000000000, 1572864, 3000000)
+    >>> parse("4GB"), parse("1.5 MiB")
+    (4000000000, 1572864)
 
     Raises:
         ValueError: it is no size above 0; the text says how to write one.
     """
     found = _TEXT.fullmatch(text)
-    size = 0 if found is None else int(float(found[1]) * (1024 if found[3] else 1000) ** _POWERS[(found[2] or "").lower()])
+    size = 0 if found is None else int(float(found[1]) * (1024 if found[3] else 1000) ** _POWERS[found[2].lower()])
     if size < 1:
         raise ValueError(f"got {text!r}; write a number and a unit, as 500MB, 4GB or 1GiB (MB is 10**6 bytes, MiB 2**20)")
     return size
