@@ -669,7 +669,7 @@ def test_workers_are_as_many_as_cores_and_memory_allow(monkeypatch: pytest.Monke
         ({"n": "all"}, "a whole number of workers, or a part of the cores"),
         ({"process_size": "3 apples"}, "`process_size` is a number of bytes or a text: got '3 apples'"),
         ({"process_size": 0.8}, "process_size must be a whole number"),
-        ({"process_size": "0"}, "`process_size` is a number of bytes or a text"),
+        ({"process_size": "0"}, "process_size must be a whole number of at least 1"),
         ({"mem_available": "much"}, "`mem_available` is a number of bytes or a text"),
         ({"mem_frac": 0}, "`mem_frac` is a number above 0, at most 1"),
         ({"mem_frac": 80}, "`mem_frac` is a number above 0, at most 1"),

@@ -22,11 +22,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from errno import EINVAL
 from typing import Any, final
 
+import h5py  # type: ignore[import-untyped]
 import numpy as np
 
 from qflow.errors import GraphError, got
 from qflow.h5.blocks import runs
-from qflow.h5.files import h5py, why_not
+from qflow.h5.files import why_not
 from qflow.h5.references import dereference_chain, region_dtype, selected
 
 MODES = ("r", "r+", "a", "w", "x")
