@@ -172,7 +172,8 @@ def h5py_names(file: Any) -> list[str]:
 def test_a_killed_program_leaves_no_scratch_file(path: Path) -> None:
     code = (
         "import os, signal, sys\nimport numpy as np\nfrom qflow import h5\n"
-        "file = h5.Tables(sys.argv[1], 'w', drop='tmp')\nfile.append('tmp', np.arange(10))\nos.kill(os.getpid(), signal.SIGKILL)\n"
+        "file = h5.Tables(sys.argv[1], 'w', drop='tmp')\nfile.append('tmp', np.arange(10))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -signal.SIGKILL
     assert os.listdir(path.parent) == ["out.h5"]
