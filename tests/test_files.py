@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import json
 import multiprocessing
 import os
@@ -10,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from syscalls import killed_at, possible
 
 import qflow as qf
 from qflow import files
-from qflow.files import Meta, Record, fitting
+from qflow.files import Meta, Record, fitting, work
 from qflow.files.names import Naming, real
 from qflow.files.plain import NotPlain, from_plain, to_plain
 from qflow.graph import cores
@@ -580,15 +583,19 @@ def test_the_sizes_of_the_first_files_lower_the_number_of_workers(tmp_path: Path
     def fits(**words: Any) -> Any:
         return files.workers(n=6, mem_available="9GB", **words)
 
-    assert n_of(fits(), names[:1]) == 6
+    assert n_of(fits(), names[:1] * 3) == 3  # no more than inputs
+    assert n_of(fits(), []) == 1
     assert n_of(fits(), names) == 2  # 9 GB / 4 GB
     assert n_of(fits(), names[:4]) == 3
     assert n_of(fits(), iter(names)) == 6  # nobody knows
     assert n_of(fits(), [names[:4], 3, tmp_path / "missing"]) == 1  # 6 GB in one
-    assert n_of(fits(process_size="3GB"), names[:2]) == 3
+    assert n_of(fits(process_size="3GB"), names[:2] * 3) == 3
     assert n_of(fits(process_size="3GB"), names) == 2
     assert n_of(files.workers(n=6, mem_available="1GB"), names) == 1
     assert n_of(4, names) == 4
+    apart = qf.process(n=fits())(files.read(os.stat)) | qf.process(n=fits())(files.write(None))
+    with qf.run(apart, names) as run:
+        assert [each.n for each in run.stats()] == [2, 2]
     with qf.run(qf.process(files.read(os.stat) | files.write(None)), names, n=fits()) as run:
         assert run.stats()[0].n == 2
     names[0].open("r+b").truncate(2**43)
@@ -874,7 +881,7 @@ def test_a_chain_has_a_command_line_in_two_lines(texts: list[str], tmp_path: Pat
     def call(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "script.py", *words], cwd=tmp_path, capture_output=True, text=True, check=False)
 
-    dry = call("a.txt", "b.txt", "--outdir", "out", "--dry-run")
+    dry = call("a.txt", "b.txt", "--outdir", "out", "--create-outdir", "--dry-run")
     assert dry.returncode == 0
     assert dry.stdout.startswith("source")
     assert dry.stdout.endswith("\n\na.txt -> out/a_bmp.txt\nb.txt -> out/b_bmp.txt\n")
@@ -883,7 +890,7 @@ def test_a_chain_has_a_command_line_in_two_lines(texts: list[str], tmp_path: Pat
     assert "There is no folder 'out'" in missing.stderr
     done = call("a.txt", "b.txt", "--outdir", "out", "--create-outdir", "--append", "_x", "--n", "2", "--set", "length=2")
     assert done.returncode == 0, done.stderr
-    assert "2 files, 2 written, 0 failed" in done.stdout
+    assert "2 inputs, 2 outputs, 0 failed" in done.stdout
     assert (tmp_path / "out" / "a_x.txt").read_text() == "aa"
     failed = call(
         "a.txt", "c.txt", "--n", "0.5", "--process-size", "1MB", "--mem-frac", "0.5", "--quiet", "--cache", "kept.jsonl"
@@ -892,9 +899,16 @@ def test_a_chain_has_a_command_line_in_two_lines(texts: list[str], tmp_path: Pat
     assert "c.txt: ValueError: no c" in failed.stderr
     assert "'cut'" in failed.stderr
     assert len((tmp_path / "kept.jsonl").read_text().splitlines()) == 2
-    unknown = call("a.txt", "--set", "lenght=2")
-    assert unknown.returncode == 2
-    assert "`params` has `lenght`" in unknown.stderr
+    for dry in ((), ("--dry-run",)):
+        for wrong, said in (
+            (["--set", "lenght=2"], "`params` has `lenght`"),
+            (["--process-size", "3 apples"], "got '3 apples'"),
+            (["--outdir", "nowhere"], "There is no folder 'nowhere'"),
+        ):
+            unknown = call("a.txt", *wrong, *dry)
+            assert unknown.returncode == 2
+            assert said in unknown.stderr
+    assert "4 processes" in call("a.txt", "b.txt", "--n", "4", "--append", "_z", "--dry-run").stdout
     assert call("a.txt", "--n", "-3").returncode == 2
 
 
@@ -1162,8 +1176,9 @@ def test_the_writer_and_what_kind_of_step_it_is_belong_to_what_is_kept(texts: li
     assert files.records(only(fails), texts, cache=tmp_path / "other", engine="serial", on_error="skip")[1].input == texts[2]
     assert len(files.records(only(fails), texts, cache=tmp_path / "other", engine="serial")) == 3
     twice = [texts[0], texts[0]]
-    for _ in range(2):
-        assert len(files.records(only(tell_x), twice, cache=tmp_path / "twice", engine="serial")) == 2
+    assert len(files.records(only(tell_x), twice, engine="serial")) == 2
+    with pytest.raises(qf.GraphError, match="stands there twice"):
+        files.records(only(tell_x), twice, cache=tmp_path / "twice", engine="serial")
     for wrong in (qf.map(str) | only(tell_x), qf.pack(2) | only(tell_x)):
         with pytest.raises(qf.GraphError, match="`cache` needs the records in the order of the names"):
             files.records(wrong, texts, cache=tmp_path / "wrong", engine="serial")
@@ -1187,3 +1202,288 @@ def test_parameters_of_the_writer_and_of_steps_before_are_known(texts: list[str]
     (record,) = pipe(texts[:1], engine=engine, params={"header": "h", "night": "b.txt"})
     assert record.error is None
     assert (tmp_path / "b_bmp.txt").read_text() == "h!bbb"
+
+
+# ---- inputs and outputs that would replace each other
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_an_input_that_was_read_is_not_replaced_where_nobody_knows_all_names(
+    before: bool, texts: list[str], tmp_path: Path, engine: str
+) -> None:
+    precious = tmp_path / "a_bmp.txt"
+    precious.write_text("precious")
+    chain = files.read() | files.write(save, outdir=tmp_path)
+    names = [str(precious), texts[0]]
+    records = list((qf.map(str) | chain)(names, engine=engine) if before else chain(iter(names), engine=engine))
+    assert [type(record.error) for record in records] == [type(None), ValueError]
+    assert "would replace the input" in str(records[1].error)
+    assert precious.read_text() == "precious"
+
+
+def in_folder(path: str, data: Any) -> None:
+    os.mkdir(path)
+    Path(path, "sum.txt").write_text(str(len(data)))
+
+
+def test_an_output_that_is_a_folder_never_replaces_one_with_inputs(tmp_path: Path, engine: str) -> None:
+    (tmp_path / "night1").mkdir()
+    names = [str(tmp_path / "night1" / name) for name in ("a.txt", "b.txt")]
+    for name in names:
+        Path(name).write_text("x")
+    pipe = files.read() | files.write(in_folder, outdir=tmp_path, outname="{parent}")
+    with pytest.raises(qf.GraphError, match="would replace the input"):
+        pipe([names], engine=engine)
+    (record,) = pipe(iter([names]), engine=engine)
+    assert "would replace the input" in str(record.error)
+    assert sorted(os.listdir(tmp_path / "night1")) == ["a.txt", "b.txt"]
+
+
+@pytest.mark.parametrize("order", [("b/inner.txt", "b"), ("b", "b/inner.txt")])
+@pytest.mark.parametrize("known", [True, False])
+def test_an_output_lies_in_no_other_one(
+    order: tuple[str, str], known: bool, texts: list[str], tmp_path: Path, engine: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def name(data: bytes, meta: Meta) -> bytes:
+        meta["outname"] = order[data == b"bbb"]
+        return data
+
+    def write(path: str, data: bytes) -> None:
+        in_folder(path, data) if path.endswith("b") else save(path, data)
+
+    pipe = files.read() | name | files.write(write, outdir=out, create_outdir=True)
+    records = list(pipe(texts[:2] if known else iter(texts[:2]), engine=engine))
+    assert sum(record.error is not None for record in records) == 1
+    assert all(os.path.exists(record.output) for record in records if record.output)
+
+
+def test_a_folder_is_replaced_at_once(texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = files.read() | files.write(in_folder, outdir=tmp_path, outname="{stem}")
+    for known in (True, False):
+        if not known:  # a system that can't exchange
+            monkeypatch.setattr(work.ctypes, "CDLL", lambda name: object())
+        for _ in range(2):
+            assert [record.error for record in pipe(texts, engine="serial")] == [None] * 3
+        assert sorted(os.listdir(tmp_path)) == ["a", "a.txt", "b", "b.txt", "c", "c.txt"]
+
+
+def test_what_runs_elsewhere_is_not_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / f"{work.owner(os.getpid()).partition(str(os.getpid()))[0]}{1 << 30}-1-x"
+    other.mkdir()
+    with monkeypatch.context() as patch:
+        work._host.cache_clear()
+        patch.setattr(work.os, "readlink", lambda path: "pid:[another]")
+        work.sweep(str(tmp_path))
+        assert other.exists()
+    work._host.cache_clear()
+    work.sweep(str(tmp_path))
+    assert not other.exists()
+
+
+def test_what_can_not_be_renamed_is_copied_beside_it_first(
+    texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, refused = os.replace, []
+
+    def between_mounts(source: str, target: str) -> None:
+        if not refused:
+            refused.append(source)
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        replace(source, target)
+
+    monkeypatch.setattr(work.os, "replace", between_mounts)
+    records = list((files.read() | files.write(save, outdir=tmp_path))(texts, engine="serial"))
+    assert [record.error for record in records] == [None] * 3
+    assert refused
+    assert Path(records[0].output or "").read_text() == "aaa"
+    assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
+
+
+# ---- sources, parts, defaults, caches
+
+
+def test_a_source_that_can_be_iterated_once_is_iterated_once(texts: list[str], tmp_path: Path) -> None:
+    class Once:
+        """As a bar is."""
+
+        def __init__(self, names: list[str]) -> None:
+            self.names = iter(names)
+
+        def __len__(self) -> int:
+            return 3
+
+        def __iter__(self) -> Iterator[str]:
+            return self.names
+
+        def __contains__(self, name: object) -> bool:
+            return False
+
+    first = files.read() | files.write(save, outdir=tmp_path)
+    again = qf.map(lambda record: record.output) | files.read() | files.write(save, outdir=tmp_path, append="2")
+    assert len(list(first(Once(texts), engine="serial"))) == 3
+    assert [record.error for record in again(first(texts, engine="serial"), engine="serial")] == [None] * 3
+    assert (tmp_path / "a_bmp2.txt").read_text() == "aaa"
+
+
+def test_what_has_parts_is_never_skipped(texts: list[str], tmp_path: Path, engine: str) -> None:
+    def parts(data: bytes) -> Iterator[bytes]:
+        yield from (data, data[:1])
+
+    pipe = files.read() | parts | files.write(save, outdir=tmp_path, outname="{stem}-{part}", skip_existing=True)
+    for _ in range(2):
+        assert len(list(pipe(texts, engine=engine))) == 6
+        os.unlink(tmp_path / "b-1")
+    assert len(list(pipe(texts, engine=engine))) == 6
+    assert (tmp_path / "b-1").read_text() == "b"
+
+
+def test_what_is_skipped_is_of_this_input(tmp_path: Path) -> None:
+    for name in "yz":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(name)
+    pipe = files.read() | files.write(save, outdir=tmp_path, skip_existing=True)
+    records = list(pipe(iter([tmp_path / "y" / "a.txt", tmp_path / "z" / "a.txt"]), engine="serial"))
+    assert [type(record.error) for record in records] == [type(None), FileExistsError]
+    assert (tmp_path / "a_bmp.txt").read_text() == "y"
+
+
+def test_outputs_with_a_suffix_of_the_writer_are_skipped_too(texts: list[str], tmp_path: Path) -> None:
+    pipe = files.read(np.fromfile) | files.write(np.save, outdir=tmp_path, skip_existing=True)
+    for name in texts:
+        Path(name).write_bytes(bytes(16))
+    first = [record.output for record in pipe(texts, engine="serial")]
+    assert first == [f"{tmp_path}/{name}_bmp.txt.npy" for name in "abc"]
+    stamps = [os.stat(name).st_mtime_ns for name in first if name]
+    assert [each.skipped for each in files.outputs(pipe, texts)] == [True] * 3
+    assert [record.output for record in pipe(texts, engine="serial")] == first
+    assert [os.stat(name).st_mtime_ns for name in first if name] == stamps
+
+
+def test_defaults_are_for_the_reader_and_for_what_is_written_too(texts: list[str], tmp_path: Path, engine: str) -> None:
+    def part(name: str, most: int = 100) -> bytes:
+        return Path(name).read_bytes()[:most]
+
+    pipe = files.read(part) | files.defaults(most=1, skip_existing=True) | files.write(save, outdir=tmp_path)
+    for params, right in (({}, "a"), ({"most": 2}, "a"), ({"most": 2, "skip_existing": False}, "aa")):
+        records = list(pipe(texts, engine=engine, params=params))
+        assert [record.error for record in records] == [None] * 3
+        assert (tmp_path / "a_bmp.txt").read_text() == right
+
+
+def test_what_a_step_does_to_a_parameter_of_the_run_is_for_its_file_only(texts: list[str], engine: str) -> None:
+    def note(data: bytes, log: list[int], meta: Meta) -> bytes:
+        log.append(1)
+        meta["n"] = len(log)
+        return data
+
+    mine: list[int] = []
+    assert [record.meta for record in only(note)(texts, engine=engine, params={"log": mine})] == [{"n": 1}] * 3
+    assert mine == []
+
+
+def test_wrong_controls_are_told_wherever_they_are_set(texts: list[str], tmp_path: Path) -> None:
+    (record, *_) = only(qf.filter(lambda data, control: control.update(mis=1) or True))(texts, engine="serial")
+    assert "sets the control `mis`" in str(record.error)
+
+    def set_fsync(data: bytes, control: dict[str, Any]) -> bytes:
+        control["fsync"] = "no"
+        return data
+
+    (record, *_) = (files.read() | set_fsync | files.write(save, outdir=tmp_path))(texts, engine="serial")
+    assert "`fsync` is True or False" in str(record.error)
+    with pytest.raises(qf.GraphError, match="names `meta`, which is for the steps behind it"):
+        files.read(lambda name, meta: name)
+
+
+def test_a_step_that_changes_the_folder_loses_no_input(texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+
+    def leave(data: bytes) -> Iterator[bytes]:
+        os.chdir(tmp_path / "elsewhere")
+        yield data
+
+    monkeypatch.chdir(tmp_path)
+    for names in (["a.txt", "b.txt"], [Path("a.txt"), Path("b.txt")], [["a.txt", "b.txt"]]):
+        os.chdir(tmp_path)
+        records = list((files.read() | leave | files.write(None))(names, engine="serial"))
+        assert [record.error for record in records] == [None] * len(names)
+        os.chdir(tmp_path)
+        for each in (names, iter(names)):
+            os.chdir(tmp_path)
+            with contextlib.suppress(qf.GraphError):
+                list((files.read() | leave | files.write(lambda path, data: save(path, b"!"), append=""))(each, engine="serial"))
+    assert Path(texts[0]).read_text() == "aaa"
+
+
+def test_every_input_has_a_record_whatever_it_is(texts: list[str], tmp_path: Path, engine: str) -> None:
+    records = list((files.read() | files.write(None))(iter([texts[0], 3, None, texts[2]]), engine=engine))
+    assert [type(record.error) for record in records] == [type(None), TypeError, TypeError, type(None)]
+    assert [row["input"] for row in files.table(records)] == [texts[0], "3", "None", texts[2]]
+
+
+def test_a_record_of_a_failure_keeps_no_data_alive(texts: list[str]) -> None:
+    class Data:
+        pass
+
+    kept: list[Any] = []
+
+    def data(name: str) -> Data:
+        kept.append(weakref.ref(found := Data()))
+        return found
+
+    def fails_with(data: Data) -> None:
+        raise ValueError("no") from KeyError("why")
+
+    records = list((files.read(data) | fails_with | files.write(None))(texts, engine="serial"))
+    assert [each() for each in kept] == [None] * 3
+    assert "in fails_with" in str(records[0].error.__cause__)
+    assert "KeyError: 'why'" in str(records[0].error.__cause__)
+
+
+def test_no_file_that_is_no_cache_is_overwritten_and_no_cache_by_a_typing_error(texts: list[str], tmp_path: Path) -> None:
+    catalogue = tmp_path / "cat.json"
+    for text in ('{"my": "catalogue"}', "[1, 2]", "text"):
+        catalogue.write_text(text)
+        with pytest.raises(qf.GraphError, match="`cache` is a file of records, but"):
+            files.records(only(tell_x), texts, cache=catalogue, engine="serial")
+        assert catalogue.read_text() == text
+    cache = tmp_path / "cache"
+    files.records(only(tell_x), texts, cache=cache, engine="serial")
+    before = cache.read_text()
+    with pytest.raises(qf.GraphError, match="`params` has `y`"):
+        files.records(only(tell_x), texts, cache=cache, engine="serial", params={"y": 1})
+    assert cache.read_text() == before
+    for x in (1, 0):  # what was kept for other parameters is kept
+        found = files.records(only(tell_x), texts, cache=cache, engine="serial", params={"x": x} if x else None)
+        assert [record.meta for record in found] == [{"x": x}] * 3
+    assert len(cache.read_text().splitlines()) == 7
+    files.records(only(tell_x), texts, cache=cache, engine="serial", renew=True)
+    assert len(cache.read_text().splitlines()) == 10
+
+
+def test_a_cache_knows_switches_and_seeds(texts: list[str], tmp_path: Path) -> None:
+    def draw(data: bytes, meta: Meta, rng: Any) -> bytes:
+        meta["drawn"] = int(rng.integers(1 << 60))
+        meta["large"] = 1
+        meta.local("large")
+        return data
+
+    cache = tmp_path / "cache"
+
+    def found(keep: bool, seed: int) -> Any:
+        chain = files.read() | draw | files.write(None, keep_local=keep)
+        return [record.meta for record in files.records(chain, texts, cache=cache, engine="serial", seed=seed)]
+
+    assert found(False, 1) == found(False, 1)
+    assert found(False, 1) != found(False, 2)
+    assert [*found(True, 1)[0]] == ["drawn", "large"]
+
+
+@pytest.mark.parametrize("meta", [{"uint8": 3}, {"_bool": 1}, {"uint16": 70_000}, {"$uint8": 3}, {"dict": []}, {"": 0}])
+def test_names_of_types_are_names_like_others(meta: Any) -> None:
+    back = from_plain(json.loads(json.dumps(to_plain(meta))))
+    assert back == meta
+    assert type(back) is dict

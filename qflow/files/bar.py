@@ -35,10 +35,13 @@ def progress(records: Iterable[Record], *, names: Iterable[Any] | None = None, *
         words: for ``tqdm.tqdm``.
     """
     total = next((length for length in map(_length, (names, records)) if length is not None), None)
-    begun, size, failed = time.monotonic(), 0, 0
+    begun, size, failed, before = time.monotonic(), 0, 0, None
     with _Bar(total=total, unit=" files", **words) as bar:
         for record in records:
             yield record
+            if record.input == before:  # another output of the same
+                continue
+            before = record.input
             with contextlib.suppress(OSError, TypeError, ValueError):
                 size += sum(os.stat(name).st_size for name in names_of(record.input))
             failed += record.error is not None

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> argparse.
     Args:
         parser: gets ``names`` and the options ``--outdir``, ``--create-outdir``, ``--append``, ``--outname``,
             ``--skip-existing``, ``--n``, ``--process-size``, ``--mem-frac``, ``--mem-available``, ``--cache``,
-            ``--set NAME=VALUE``, ``--dry-run`` and ``--quiet``.
+            ``--renew``, ``--set NAME=VALUE``, ``--dry-run`` and ``--quiet``.
         defaults: others than those of `write` and `workers`, by the options' names.
     """
     unset = argparse.SUPPRESS
@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> argparse.
     add("--mem-frac", type=float, default=unset, metavar="PART", help="part of the available memory for all workers (0.8)")
     add("--mem-available", default=unset, metavar="SIZE", help="memory for all workers, in place of that")
     add("--cache", default=unset, metavar="PATH", help="keep the records there, and do only what is not in them")
+    add("--renew", action="store_true", help="do all of it again, and keep that")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="value of a parameter of the steps; JSON, else a text")
     add("--dry-run", action="store_true", help="say what would be written, and do nothing")
     add("--quiet", action="store_true", help="no progress bar")
@@ -99,16 +100,22 @@ def run_with(options: argparse.Namespace, chain: Joins[Any, Record], **more: Any
         chain: from `read` to `write`, without a mark: it gets ``--n`` workers.
         more: options of the run.
     """
-    words = ("process_size", "mem_frac", "mem_available")
-    said = {word: getattr(options, word) for word in ("n", *words) if hasattr(options, word)}
-    marked = any(isinstance(each, Step) for each in chain.operators)
-    if marked and said:
+    params = {**more.pop("params", {}), **params_of(options)}
+    kept = {"cache": getattr(options, "cache", None), "renew": options.renew}
+    bar = not options.quiet and find_spec("tqdm") is not None
+    return records(_marked(options, chain), options.names, **kept, progress=bar, params=params, **more)
+
+
+def _marked(options: argparse.Namespace, chain: Joins[Any, Record]) -> Joins[Any, Record]:
+    """The chain with as many workers as options say."""
+    words = ("n", "process_size", "mem_frac", "mem_available")
+    said = {word: getattr(options, word) for word in words if hasattr(options, word)}
+    if not any(isinstance(each, Step) for each in chain.operators):
+        return process(n=workers(**said))(chain)
+    if said:
         word = next(iter(said)).replace("_", "-")
         raise GraphError(f"`--{word}` is for a chain without marks; here the marks say how many workers there are.")
-    pipe = chain if marked else process(n=workers(**said))(chain)
-    params = {**more.pop("params", {}), **params_of(options)}
-    shown = not options.quiet and find_spec("tqdm") is not None
-    return records(pipe, options.names, cache=getattr(options, "cache", None), progress=shown, params=params, **more)
+    return chain
 
 
 def main(chain: Joins[Any, Record], *, argv: Sequence[str] | None = None, **defaults: Any) -> int:
@@ -123,8 +130,10 @@ def main(chain: Joins[Any, Record], *, argv: Sequence[str] | None = None, **defa
     options = parser.parse_args(argv)
     try:
         if options.dry_run:
-            print(Flow(chain).plan(), end="\n\n")
-            for input, output, skipped in outputs(chain, options.names, params=params_of(options)):
+            pipe, params = _marked(options, chain), params_of(options)
+            planned = outputs(pipe, options.names, params=params)
+            print(Flow(pipe).plan(), end="\n\n")
+            for input, output, skipped in planned:
                 print(f"{_text(input)} -> {output}{'  (is there)' if skipped else ''}")
             return 0
         begun = time.monotonic()
@@ -137,7 +146,8 @@ def main(chain: Joins[Any, Record], *, argv: Sequence[str] | None = None, **defa
         notes = "\n".join(getattr(record.error, "__notes__", []))
         print(f"{_text(record.input)}: {type(record.error).__name__}: {record.error}\n{notes}", file=sys.stderr)
     written = sum(record.output is not None for record in found)
-    print(f"{len(found)} files, {written} written, {len(failed)} failed, in {time.monotonic() - begun:.1f} s")
+    outputs_ = f"{written} output{'' if written == 1 else 's'}"
+    print(f"{len(options.names)} inputs, {outputs_}, {len(failed)} failed, in {time.monotonic() - begun:.1f} s")
     return 1 if failed else 0
 
 

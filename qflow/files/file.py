@@ -135,9 +135,11 @@ class File(Carrier):
         return self._parts(outputs, function)
 
     def filtered(self, predicate: Function) -> Iterable[Any]:
-        if self.rejected or predicate(self.data, **self.given(predicate)):
+        if self.rejected:
             return (self,)
-        return (self.with_data(None),)
+        kept = predicate(self.data, **self.given(predicate))
+        self._check(predicate)
+        return (self if kept else self.with_data(None),)
 
     def empty(self) -> Any:
         return self.input

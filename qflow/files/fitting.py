@@ -72,7 +72,7 @@ def workers(
     The smaller of two numbers: cores, and how often ``process_size`` fits into ``mem_available``, or else into ``mem_frac`` of
     the memory that is available to this process: of the machine, and of its control groups. Where the names are a list, the
     sizes of the first 8 inputs can lower it, and ``n="auto"``, too: such an input must fit as often, whatever ``process_size``
-    says, but one worker there is.
+    says, but one worker there is; and there are no more than inputs.
 
     Args:
         n: workers; between 0 and 1 a part of the physical cores that this process may use, at least 1; None or 0: all of them.
@@ -102,20 +102,20 @@ def _nbytes(value: Any, word: str, example: str) -> int:
     return nbytes(int(value) if isinstance(value, str) and value.isdecimal() else value, word, example)
 
 
-def lowered(n: Any, items: Iterable[Any]) -> Any:
-    """The ``n`` of a mark, for inputs of which the first are these: no more than workers that can hold such a file each.
+def lowered(n: Any, items: Iterable[Any], most: int) -> Any:
+    """The ``n`` of a mark, for so many inputs, of which the first are these: no more than workers that can hold such a file each.
 
     What the user has counted himself stays.
     """
     if n != "auto" and not isinstance(n, Workers):
         return n
     sizes = [*map(_size, items)]
-    rule, wanted = n if isinstance(n, Workers) else Workers(), counted(n)
-    most = max(1, rule.memory // max([1, *sizes]))
-    if most < wanted:
+    rule, wanted = n if isinstance(n, Workers) else Workers(), max(1, min(counted(n), most))
+    fit = max(1, rule.memory // max([1, *sizes]))
+    if fit < wanted:
         held = bytesizes.show(max(sizes))
-        logging.getLogger("qflow").info("%d workers in place of %d: an input takes %s.", most, wanted, held)
-    return min(wanted, most)
+        logging.getLogger("qflow").info("%d workers in place of %d: an input takes %s.", fit, wanted, held)
+    return min(wanted, fit)
 
 
 def _size(item: Any) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from qflow.errors import GraphError, got
@@ -64,6 +65,8 @@ class Naming(NamedTuple):
                 raise TypeError(f"`outname` of a file is a text, but got {got(literal)}.")
             return self._inside(literal)
         own = os.path.basename(first)
+        if not own:
+            raise ValueError(f"{first!r} is no name of a file.")
         stem, suffix = os.path.splitext(own)
         if self.outname is None:
             return self._inside(f"{stem}{self.append}{suffix}")
@@ -145,14 +148,15 @@ def names_of(input: Any) -> Iterable[str]:
 
 
 class Apart(NamedTuple):
-    """What was seen of all names before a run: outputs, and inputs; by `digest`."""
+    """What was seen of all names before a run: outputs, inputs, and the folders in which they lie; by `digest`."""
 
     outputs: frozenset[int]
     inputs: frozenset[int]
+    folders: frozenset[int]
 
 
 def check_apart(inputs: Iterable[Any], naming: Naming) -> Apart:
-    """Look at all names; a GraphError where two outputs are one, or where one of them is an input."""
+    """Look at all names; a GraphError where two outputs are one, or where one of them is an input, or holds one."""
     outputs: dict[str, Any] = {}
     everything: dict[str, Any] = {}
     folders: dict[str, str] = {}
@@ -170,13 +174,49 @@ def check_apart(inputs: Iterable[Any], naming: Naming) -> Apart:
                 'Name them apart, for example with `outname="{parent}_{stem}{suffix}"`.'
             )
         outputs[place] = input
+    with_inputs, with_outputs = _folders(everything), _folders(outputs)
     for place, input in outputs.items():
-        if place in everything:
+        if place in everything or place in with_inputs:
+            replaced = everything[place] if place in everything else with_inputs[place]
             raise GraphError(
-                f"The output of {input!r} would replace the input {everything[place]!r}, so nothing was run. "
+                f"The output of {input!r} would replace the input {replaced!r}, so nothing was run. "
                 "Write to another `outdir`, or with another `append`."
             )
-    return Apart(frozenset(map(digest, outputs)), frozenset(map(digest, everything)))
+    found = (outputs, everything, {**with_inputs, **with_outputs})
+    return Apart(*(frozenset(map(digest, each)) for each in found))
+
+
+def _folders(places: Mapping[str, Any]) -> dict[str, Any]:
+    """All folders in which places lie, with what belongs to one of these."""
+    found: dict[str, Any] = {}
+    for place, input in places.items():
+        for folder in above(place):
+            if folder in found:
+                break
+            found[folder] = input
+    return found
+
+
+def above(path: str) -> Iterator[str]:
+    """The folders in which a path lies, the innermost first.
+
+    >>> [*above("/a/b/c")]
+    ['/a/b', '/a', '/']
+    """
+    while (folder := os.path.dirname(path)) != path:
+        yield folder
+        path = folder
+
+
+def at_home(input: Any, home: str | None) -> Any:
+    """An input whose relative names still mean the same, where a step has changed the folder in which it works."""
+    if home is None or os.getcwd() == home:
+        return input
+    if isinstance(input, list | tuple):
+        return [at_home(each, home) for each in input]
+    if isinstance(input, os.PathLike):
+        return Path(home, input)
+    return os.path.join(home, input) if isinstance(input, str) else input
 
 
 def places_of(input: Any, folders: dict[str, str] | None = None) -> Iterator[str]:

@@ -41,8 +41,8 @@ def to_plain(value: Any) -> Any:
         if all(type(key) is str and not key.startswith("$") for key in value):
             return {key: to_plain(each) for key, each in value.items()}
         return {"$dict": [[to_plain(key), to_plain(each)] for key, each in value.items()]}
-    if isinstance(value, np.generic) and kind.__name__ in _SCALARS:
-        return {f"${kind.__name__}": to_plain(value.item())}
+    if isinstance(value, np.generic) and _SCALARS.get(kind.__name__.rstrip("_")) is kind:
+        return {f"${kind.__name__.rstrip('_')}": to_plain(value.item())}
     if kind is np.ndarray and value.dtype.kind in "biufc":
         return {"$array": [value.dtype.str, list(value.shape), base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()]}
     for name, (known, write, _) in _KINDS.items():
@@ -55,7 +55,7 @@ def from_plain(value: Any) -> Any:
     """The value again.
 
     Raises:
-        ValueError: these are no such words.
+        ValueError, TypeError: these are no such words.
     """
     if isinstance(value, list):
         return [*map(from_plain, value)]
@@ -74,8 +74,8 @@ def from_plain(value: Any) -> Any:
             return np.frombuffer(base64.b64decode(data), dtype).reshape(shape).copy()
         if name in _KINDS:
             return _KINDS[name][2](words)
-        if name[1:] in _SCALARS:
-            return getattr(np, name[1:])(from_plain(words))
+        if name.startswith("$") and name[1:] in _SCALARS:
+            return _SCALARS[name[1:]](from_plain(words))
     for name in value:
         if name.startswith("$"):
             raise ValueError(f"unknown words {name!r}")
@@ -87,7 +87,7 @@ def _many(kind: type[Any]) -> tuple[type[Any], Callable[[Any], Any], Callable[[A
 
 
 _NUMBERS = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128"
-_SCALARS = frozenset([*_NUMBERS.split(), "str_"])
+_SCALARS: dict[str, Any] = {name: np.dtype(name).type for name in (*_NUMBERS.split(), "str")}
 _KINDS: dict[str, tuple[type[Any], Callable[[Any], Any], Callable[[Any], Any]]] = {
     "$tuple": _many(tuple),
     "$set": _many(set),

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from qflow.errors import GraphError
 from qflow.files.names import check_apart
-from qflow.files.reading import is_newer
-from qflow.files.writing import Write
-from qflow.graph.flow import Flow, Joins
+from qflow.files.reading import Read, Skipping
+from qflow.files.writing import Write, check_folder, defaults_of
+from qflow.graph.flow import Flow, Joins, Queue
+from qflow.graph.run import check_flow_params
 from qflow.graph.source import check_source
 
 
@@ -39,17 +40,23 @@ def outputs(flow: Joins[Any, Any], names: Iterable[Any], *, params: Mapping[str,
         names: the source.
         params: as the run's.
     Raises:
-        GraphError: two inputs have one output, an output is an input, or there is no `write`.
+        GraphError: as a run says before it begins: two inputs have one output, an output is an input, there is no folder ...
     """
     inside = [each for operator in Flow(flow).operators for each in operator.inside]
     write = next((each for each in inside if isinstance(each, Write)), None)
     if write is None:
         raise GraphError("There is no `qf.files.write` in this flow, so it has no outputs.")
     check_source(names, explicit=True)
-    items, switches = list(names), write.switches.over(params or {})
-    naming = write.naming.over(write.said(inside, params or {}))
+    check_flow_params(Flow(flow), params or {})
+    place = next((place for place, each in enumerate(inside) if isinstance(each, Read)), 0)
+    if any(not isinstance(each, Queue) for each in inside[:place]):
+        raise GraphError("What stands before `qf.files.read` may make other items of the names, so the outputs are not known.")
+    values = {**defaults_of(inside), **(params or {})}
+    items, switches, naming = list(names), write.switches.over(values), write.naming.over(values)
     if write.function is None:
         return [Output(item, None) for item in items]
     check_apart(items, naming)
-    paths = [(item, naming.path(item)) for item in items]
-    return [Output(item, path, switches.skip_existing and is_newer(path, item)) for item, path in paths]
+    check_folder(naming)
+    skipping = Skipping.of(naming) if switches.skip_existing else None
+    there = [None if skipping is None else skipping.there(item, item, None) for item in items]
+    return [Output(item, path or naming.path(item), path is not None) for item, path in zip(items, there, strict=True)]

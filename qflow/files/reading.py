@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from qflow.errors import GraphError
 from qflow.files import work
-from qflow.files.file import INPUT, OWN, REJECTED, File, fresh
-from qflow.files.names import Naming, first_of, names_of, places_of
+from qflow.files.file import CONTROL, INPUT, META, OWN, REJECTED, File, fresh
+from qflow.files.names import Naming, above, at_home, first_of, names_of, places_of, real
 from qflow.graph.carrier import Carrier
-from qflow.graph.context import Context
+from qflow.graph.context import Context, whereabouts
 from qflow.graph.flow import Each
 from qflow.graph.function import Function, function_of, function_text, opened
 
 KNOWN, SKIPPED, PLACE, APART = "files.known", "files.skipped", "files.place", "files.apart"  # notes
+DEFAULTS, HOME = "files.defaults", "files.home"
 
 
 @final
@@ -47,24 +50,26 @@ class Read(Each[Any, Carrier]):
                 "`qf.files.read` takes the name of a file, but got a file that was read. It stands once, before the steps."
             )
         notes = {} if self.setting is None else self.setting.context.notes
-        control = {} if self.setting is None else dict(self.setting.context.params)
+        params = {} if self.setting is None else self.setting.context.params
+        control = fresh({**notes.get(DEFAULTS, {}), **params})
         first_of(value)
+        there = at_home(value, notes.get(HOME))
         file = File(REJECTED, value, control, known=notes.get(KNOWN))
         place: str | None = notes.get(PLACE)
-        if place is not None and notes.get(APART) is None:
-            for each in places_of(value):
-                if work.claimed(place, each):
-                    raise FileExistsError(f"The input {each!r} is an output of this run. Write to another `outdir`.")
-        naming: Naming | None = notes.get(SKIPPED)
-        if naming is not None:
-            output = naming.path(value)
-            if is_newer(output, value):
-                file.output = output
-                return (file,)
+        alone = place is not None and notes.get(APART) is None
+        if alone:
+            _claim(str(place), there)
+        skipping: Skipping | None = notes.get(SKIPPED)
+        output = None if skipping is None else skipping.there(value, there, notes.get(HOME))
+        if output is not None:
+            if alone and (other := work.claim(str(place), real(output), who_is(value))) is not None:
+                raise FileExistsError(f"{output!r} is the output of {other}, too. Name them apart.")
+            file.output = output
+            return (file,)
         given = {name: each for name, each in control.items() if name in self.function.parameters}
         if INPUT in self.function.parameters:
             given[INPUT] = value
-        return (file.with_data(nested(self.function, value, given)),)
+        return (file.with_data(nested(self.function, there, given)),)
 
     def length(self, items: int) -> int:
         return items
@@ -82,7 +87,56 @@ class Read(Each[Any, Carrier]):
         return f"qf.files.read({'' if self.function.call is whole else function_text(self.function)})"
 
 
-def is_newer(output: str, input: Any) -> bool:
+def _claim(place: str, input: Any) -> None:
+    """Where nobody knows all names: that an input is no output of this run, and shall be none."""
+    for each in places_of(input):
+        if work.claim(place, each, work.INPUT) not in (None, work.FOLDER):
+            raise FileExistsError(f"The input {each!r} is an output of this run. Write to another `outdir`.")
+        for folder in above(each):
+            work.claim(place, folder, work.FOLDER)
+
+
+def who_is(input: Any) -> str:
+    """Who claims an output: the item at work."""
+    return f"item {'.'.join(map(str, whereabouts()))}, {first_of(input)}"
+
+
+class Skipping(NamedTuple):
+    """By which inputs whose outputs are there are known.
+
+    Attributes:
+        naming: of the outputs.
+        suffixes: of what lies in their folder: functions that write may add one, as ``np.save`` does.
+    """
+
+    naming: Naming
+    suffixes: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(naming: Naming) -> Skipping | None:
+        """None where an input may have several outputs, of which nobody knows how many."""
+        if "{part" in (naming.outname or ""):
+            return None
+        found: list[str] = []
+        with contextlib.suppress(OSError):
+            found = os.listdir(naming.folder)
+        return Skipping(naming, tuple(sorted({os.path.splitext(name)[1] for name in found} - {""})))
+
+    def there(self, input: Any, lies: Any, home: str | None) -> str | None:
+        """The output of an input, if it is there and no older than it; ``lies``: the input as it can be found now.
+
+        Also one that has one more suffix, if it is the only one.
+        """
+        plain = self.naming.path(input)
+        if _newer(at_home(plain, home), lies):
+            return plain
+        if os.path.lexists(at_home(plain, home)):
+            return None
+        longer = [plain + suffix for suffix in self.suffixes if os.path.lexists(at_home(plain + suffix, home))]
+        return longer[0] if len(longer) == 1 and _newer(at_home(longer[0], home), lies) else None
+
+
+def _newer(output: str, input: Any) -> bool:
     """Whether an output is there and no older than its input, of a group all of it."""
     try:
         written = os.stat(output).st_mtime_ns
@@ -141,7 +195,13 @@ def read(function: Callable[..., Any] = whole, /) -> Read:
     Raises:
         GraphError: it can't be called.
     """
-    return Read(function_of(function, "qf.files.read"))
+    found = function_of(function, "qf.files.read")
+    for name in sorted({META, CONTROL} & found.parameters.keys()):
+        raise GraphError(
+            f"`{found.name}` makes the data of a file and names `{name}`, which is for the steps behind it. "
+            f"Name parameters of the run, or `{INPUT}`."
+        )
+    return Read(found)
 
 
 @final
@@ -168,7 +228,7 @@ class Defaults(Each[Carrier, Carrier]):
         return items
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Defaults) and self.values == other.values
+        return isinstance(other, Defaults) and _same(self.values, other.values)
 
     def __hash__(self) -> int:
         return hash((Defaults, *self.values))
@@ -177,14 +237,24 @@ class Defaults(Each[Carrier, Carrier]):
         return f"qf.files.defaults({', '.join(f'{name}={value!r}' for name, value in self.values.items())})"
 
 
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether values are equal, also arrays of them."""
+    if one.keys() != other.keys():
+        return False
+    with contextlib.suppress(Exception):
+        return all(each is other[name] or bool(each == other[name]) for name, each in one.items())
+    return pickle.dumps(one) == pickle.dumps(other)
+
+
 def defaults(**values: Any) -> Defaults:
-    """Values for parameters of the steps behind it, where the run's ``params`` say nothing; stands behind `read`.
+    """Values for parameters where the run's ``params`` say nothing; stands behind `read`, and is for its function, too.
 
     >>> import qflow as qf
     >>> qf.files.read() | qf.files.defaults(boost_target=3)
     qf.files.read() | qf.files.defaults(boost_target=3)
 
-    Of two, the first that has a value gives it. What a step puts into ``control`` wins over all.
+    They are known to all steps of the flow, and to `write`. Of two, the first that has a value gives it. What a step puts into
+    ``control`` wins over all.
 
     Raises:
         GraphError: a name is one that files give by themselves (``meta``, ``control``, ``input_name``); or, when a run starts, no

@@ -60,4 +60,6 @@ def _row(record: Record) -> dict[str, Any]:
 
 def shown(name: Any) -> Any:
     """The name of an input, or of those of a group, as text."""
-    return [shown(each) for each in name] if isinstance(name, list | tuple) else os.fspath(name)
+    if isinstance(name, list | tuple):
+        return [shown(each) for each in name]
+    return os.fspath(name) if isinstance(name, str | os.PathLike) else repr(name)

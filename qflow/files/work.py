@@ -3,13 +3,16 @@
     outdir/.qflow-<host>-<process>-<start>-<random>/<worker>/ngc1_bmp.fits      being written
     outdir/ngc1_bmp.fits                                                        all of it, by one rename
 
-The folder is that of a run, and goes with it. If its process was killed, whoever looks next removes it, on the same host; a
-worker that still lives then finds no folder to write to, and can't replace what a later run has written.
+The folder is that of a run, and goes with it. If its process was killed, whoever looks next removes it, on the same host since
+it booted, where processes have the same numbers; a worker that still lives then finds no folder to write to, and can't replace
+what a later run has written.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import os
 import shutil
 import socket
@@ -21,17 +24,19 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
-from qflow.files.names import MARK, digest
+from qflow.files.names import MARK, above, digest
 
 CLAIMS = "claims"
+INPUT, FOLDER = "an input", "a folder in which other files of the run lie"  # who claims, beside items
 
 
 class Place:
-    """The folder of a run in the folder of its outputs; made by whoever is the first to need it."""
+    """The folder of a run in the folder of its outputs."""
 
     def __init__(self, folder: str) -> None:
         sweep(folder)
         self.path = os.path.join(folder, f"{owner(os.getpid())}{uuid.uuid4().hex[:8]}")
+        os.mkdir(self.path)
         self._gone = weakref.finalize(self, _remove, os.path.abspath(self.path), os.getpid())
 
     def ended(self, run: Any, whole: bool) -> None:
@@ -59,9 +64,8 @@ def written(place: str | None, path: str) -> Iterator[str]:
         return
     folder = os.path.join(place, f"{os.getpid()}-{threading.get_ident()}")
     if folder not in _made:
-        for each in (place, folder):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(each)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder)
         _made[folder] = None
         while len(_made) > _MOST:
             _made.pop(next(iter(_made)))
@@ -108,7 +112,9 @@ def commit(source: str, path: str, check: Callable[[str], None], *, fsync: bool 
     for each in found:
         _move(os.path.join(work, each), os.path.join(folder, each), fsync)
     if fsync:
-        _sync(folder or os.curdir)
+        for each in (folder or os.curdir, *above(os.path.abspath(folder))):  # those, too, that were made for it
+            with contextlib.suppress(PermissionError):
+                _sync(each)
     return os.path.join(folder, found[-1])
 
 
@@ -120,12 +126,31 @@ def _move(source: str, target: str, fsync: bool) -> None:
         _sync(source)
     try:
         os.replace(source, target)
-    except OSError:
-        if not (os.path.isdir(source) and os.path.isdir(target)) or os.path.islink(target):
+    except OSError as error:
+        if error.errno == errno.EXDEV:  # as between two mounts of one device
+            with tempfile.TemporaryDirectory(prefix=owner(os.getpid()), dir=os.path.dirname(target) or os.curdir) as near:
+                shutil.move(source, near)
+                _move(os.path.join(near, os.path.basename(source)), target, fsync)
+        elif os.path.isdir(source) and os.path.isdir(target) and not os.path.islink(target):
+            _exchange(source, target)
+        else:
             raise
-        with tempfile.TemporaryDirectory(prefix=owner(os.getpid()), dir=os.path.dirname(target) or os.curdir) as old:
-            os.rename(target, os.path.join(old, os.path.basename(target)))
-            os.rename(source, target)
+
+
+def _exchange(source: str, target: str) -> None:
+    """Put a folder in place of another, at once where the system can; else the old one is never without a name of its own.
+
+    Source: rename(2), ``RENAME_EXCHANGE``, which local file systems have.
+    """
+    here, both = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    with contextlib.suppress(AttributeError):
+        if not ctypes.CDLL(None).renameat2(here, os.fsencode(source), here, os.fsencode(target), both):
+            shutil.rmtree(source, ignore_errors=True)
+            return
+    old = f"{target}.replaced-{uuid.uuid4().hex[:8]}"
+    os.rename(target, old)
+    os.rename(source, target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync(path: str) -> None:
@@ -143,8 +168,12 @@ def owner(process: int) -> str:
 
 @cache
 def _host() -> str:
-    """This host's name, as part of a name of a file."""
-    return "".join(each if each.isalnum() else "_" for each in socket.gethostname()) or "_"
+    """This host since it booted, and the numbers that processes have here, as part of a name of a file."""
+    name = "".join(each if each.isalnum() else "_" for each in socket.gethostname())
+    known = ""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
+        known = f"{file.read()} {os.readlink('/proc/self/ns/pid')}"
+    return f"{name}_{digest(known):016x}"
 
 
 def _begun(process: int) -> str:
@@ -170,21 +199,22 @@ def claim(place: str, path: str, who: str) -> str | None:
 
     Whoever is repeated has it already.
     """
-    for each in (place, os.path.join(place, CLAIMS)):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(each)
+    if (place, path, who) in _claimed:
+        return None
+    link = os.path.join(place, CLAIMS, f"{digest(path):016x}")
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(os.path.dirname(link))
     try:
-        os.symlink(who, _link(place, path))
+        os.symlink(who, link)
     except FileExistsError:
-        other = os.readlink(_link(place, path))
-        return None if other == who else other
+        other = os.readlink(link)
+        if other != who:
+            return other
+    if who == FOLDER:  # which many have
+        _claimed[place, path, who] = None
+        while len(_claimed) > _MOST:
+            _claimed.pop(next(iter(_claimed)))
     return None
 
 
-def claimed(place: str, path: str) -> bool:
-    """Whether anybody has claimed a path."""
-    return os.path.lexists(_link(place, path))
-
-
-def _link(place: str, path: str) -> str:
-    return os.path.join(place, CLAIMS, f"{digest(path):016x}")
+_claimed: dict[tuple[str, str, str], None] = {}

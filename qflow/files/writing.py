@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Mapping, MappingView, Set
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
-from qflow.errors import GraphError, got
+from qflow.errors import GraphError, RemoteTraceback, got
 from qflow.files import work
 from qflow.files.file import OWN, File
 from qflow.files.fitting import lowered
-from qflow.files.names import WORDS, Naming, check_apart, check_template, digest, first_of, places_of, real
-from qflow.files.reading import APART, KNOWN, PLACE, SKIPPED, Defaults, Read
+from qflow.files.names import WORDS, Naming, above, at_home, check_apart, check_template, digest, places_of, real
+from qflow.files.reading import APART, DEFAULTS, HOME, KNOWN, PLACE, SKIPPED, Defaults, Read, Skipping, who_is
 from qflow.files.record import Record
 from qflow.graph.carrier import Carrier
-from qflow.graph.context import RNG, Context, whereabouts
+from qflow.graph.context import RNG, Context
 from qflow.graph.flow import Beginning, Each, Operator, Queue, Stream
 from qflow.graph.function import Function, function_of, function_text, opened
+from qflow.graph.marks import Step
 from qflow.graph.options import RunOptions
 from qflow.graph.run import ItemFailure
 from qflow.graph.shard import Shard
 
-HOME, SAID = "files.home", "files.said"  # notes
+SAID = "files.said"  # a note
 FIRST = 8  # inputs whose sizes are looked at
 SWITCHES = ("skip_existing", "fsync", "keep_local")
 
@@ -82,13 +84,13 @@ class Write(Each[Carrier, Record]):
             raise TypeError(f"`qf.files.write` stands behind `qf.files.read`, but got {got(value)}.")
         if value.output is not None:
             return (Record(value.input, value.output, {}),)
-        keep = value.control.get("keep_local", self.switches.keep_local)
+        keep = self._switches(value).keep_local
         output = None if value.rejected or self.function is None else self._written(value)
         return (Record(value.input, output, dict(value.meta) if keep else value.meta.returned()),)
 
     def _written(self, file: File) -> str:
         assert self.function is not None
-        place, named = self._notes.get(PLACE), self.parameters
+        place, named, switches = self._notes.get(PLACE), self.parameters, self._switches(file)
         path, create = self._path(file)
         given = {name: each for name, each in file.given(self.function).items() if name in named}
         actual = os.path.join(self._notes.get(HOME, ""), path)  # a step may have changed the folder in which it works
@@ -96,9 +98,12 @@ class Write(Each[Carrier, Record]):
             os.makedirs(os.path.dirname(actual) or os.curdir, exist_ok=True)
         with work.written(place, actual) as source:
             self.function(source, file.data, **given)
-            fsync = file.control.get("fsync", self.switches.fsync)
-            found = work.commit(source, actual, partial(self._check, file), fsync=fsync)
+            found = work.commit(source, actual, partial(self._check, file), fsync=switches.fsync)
         return os.path.join(os.path.dirname(path), os.path.basename(found))
+
+    def _switches(self, file: File) -> Switches:
+        said = {word: file.control[word] for word in SWITCHES if word in file.control}
+        return self.switches.over(said) if said else self.switches
 
     def _path(self, file: File) -> tuple[str, bool]:
         """Where an output will lie, which is no other's, and whether to make its folder."""
@@ -118,19 +123,29 @@ class Write(Each[Carrier, Record]):
     def _check(self, file: File, path: str) -> None:
         """A path of which nobody knew when the run began: that it is no input, and no other's output."""
         lies, apart, place = real(path), self._notes.get(APART), self._notes.get(PLACE)
-        inputs = {*places_of(file.input)}
-        if lies in inputs or (apart is not None and digest(lies) in apart.inputs):
-            raise ValueError(f"The output would replace the input {path!r}. Write to another `outdir`, or with another `append`.")
+        home = self._notes.get(HOME, "")
+        inputs, around = {*places_of(at_home(file.input, home or None))}, [*above(lies)]
+        replaces = lies in inputs or any(lies in above(each) for each in inputs)
         other = None
-        if apart is not None and digest(lies) in apart.outputs:
-            own = lies == real(os.path.join(self._notes.get(HOME, ""), self._plain.path(file.input)))
-            other = None if own else "another input"
+        if apart is not None:
+            replaces = replaces or digest(lies) in apart.inputs
+            own = real(os.path.join(home, self._plain.path(file.input)))
+            if any(digest(each) in apart.outputs and each != own for each in (lies, *around)):
+                other = "another input"
+            elif digest(lies) in apart.folders:
+                other = work.FOLDER
         if other is None and place is not None:
-            number = ".".join(map(str, (*whereabouts(), *file.parts)))
-            other = work.claim(place, lies, f"item {number}, {first_of(file.input)}")
+            who = who_is(file.input) + "".join(f", part {part}" for part in file.parts)
+            other = work.claim(place, lies, who)
+            for each in around if other is None else ():
+                found = work.claim(place, each, work.FOLDER)
+                other = found if found not in (None, work.INPUT) else other
+        if replaces or other == work.INPUT:
+            raise ValueError(f"The output would replace the input {path!r}. Write to another `outdir`, or with another `append`.")
         if other is not None:
             hint = "Name them apart; `{part}` in `outname` is the number of an output of one input."
-            raise FileExistsError(f"{path!r} is the output of {other}, too. {hint}")
+            is_ = other if other == work.FOLDER else f"the output of {other}"
+            raise FileExistsError(f"{path!r} is {is_}, too. {hint}")
 
     @property
     def _notes(self) -> Mapping[str, Any]:
@@ -162,30 +177,25 @@ class Write(Each[Carrier, Record]):
         known = frozenset(name for each in operators for function in each.functions for name in function.parameters)
         known = (known | self.takes | options.params.keys()) - OWN - {RNG}
         _check_defaults(behind, known)
-        said = self.said(behind, options.params)
-        naming, switches = self.naming.over(said), self.switches.over(options.params)
-        notes: dict[str, Any] = {KNOWN: known, SAID: said}
+        values = {**defaults_of(behind), **options.params}
+        said = {word: values[word] for word in WORDS if word in values}
+        naming, switches = self.naming.over(said), self.switches.over(values)
+        notes: dict[str, Any] = {KNOWN: known, SAID: said, DEFAULTS: defaults_of(behind), HOME: os.getcwd()}
         ended = None
         known_names = _names_are_known(source, operators[:first])
         if self.function is not None:
             check_template(naming.outname)
             if known_names:
                 notes[APART] = check_apart(source, naming)
-            _check_folder(naming)
+            check_folder(naming)
+            os.makedirs(naming.folder, exist_ok=True)
             if switches.skip_existing:
-                notes[SKIPPED] = naming
+                notes[SKIPPED] = Skipping.of(naming)
             place = work.Place(os.path.abspath(naming.folder))
-            notes[HOME], notes[PLACE], ended = os.getcwd(), place.path, place.ended
-        fitting = partial(lowered, items=[*islice(source, FIRST)] if known_names else [])
-        return Beginning(source, (*before, self), ended, notes=notes, failed=record_of, workers=fitting)
-
-    def said(self, operators: Iterable[Operator[Any, Any]], params: Mapping[str, Any]) -> dict[str, Any]:
-        """What is said of names for all files: by the operators before it, and by a run."""
-        found: dict[str, Any] = {}
-        for each in operators:
-            if isinstance(each, Defaults):
-                found = {**{word: value for word, value in each.values.items() if word in WORDS}, **found}
-        return {**found, **{word: params[word] for word in WORDS if word in params}}
+            notes[PLACE], ended = place.path, place.ended
+        fitting = partial(lowered, items=[*islice(source, FIRST)], most=len(source)) if known_names else None
+        operators_ = tuple(_fitted(each, fitting) for each in before)
+        return Beginning(source, (*operators_, self), ended, notes=notes, failed=record_of, workers=fitting)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Write) and self._state == other._state
@@ -201,6 +211,23 @@ class Write(Each[Carrier, Record]):
         said = {**_differing(self.naming, Naming()), **_differing(self.switches, Switches())}
         words = [str(None) if self.function is None else function_text(self.function)]
         return f"qf.files.write({', '.join([*words, *(f'{word}={value!r}' for word, value in said.items())])})"
+
+
+def defaults_of(operators: Iterable[Operator[Any, Any]]) -> dict[str, Any]:
+    """What operators of `defaults` say, the first that has a value."""
+    found: dict[str, Any] = {}
+    for each in operators:
+        if isinstance(each, Defaults):
+            found = {**each.values, **found}
+    return found
+
+
+def _fitted(operator: Operator[Any, Any], fitting: Callable[[Any], Any] | None) -> Operator[Any, Any]:
+    """A marked step that holds files, with the number of workers that fits."""
+    if fitting is None or not isinstance(operator, Step) or not any(isinstance(each, Read) for each in operator.inside):
+        return operator
+    n = fitting(operator.options.n)
+    return operator if n == operator.options.n else operator.using(n=n)
 
 
 def _differing(own: Any, plain: Any) -> dict[str, Any]:
@@ -236,13 +263,13 @@ def _check_defaults(operators: list[Operator[Any, Any]], known: frozenset[str]) 
                 raise GraphError(f"`qf.files.defaults` has `{name}`, which no step names as a parameter: the steps name {there}.")
 
 
-def _check_folder(naming: Naming) -> None:
+def check_folder(naming: Naming) -> None:
+    """A GraphError if nothing can be written to the folder of the outputs."""
     folder = Path(naming.folder)
     if not folder.exists():
-        if naming.create_outdir:
-            folder.mkdir(parents=True, exist_ok=True)
-        else:
+        if not naming.create_outdir:
             raise GraphError(f"There is no folder {str(folder)!r} for the outputs. Make it, or write `create_outdir=True`.")
+        return
     if not folder.is_dir():
         raise GraphError(f"`outdir` is a folder, but {str(folder)!r} is a file.")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -252,15 +279,19 @@ def _check_folder(naming: Naming) -> None:
 
 
 def _names_are_known(source: Any, before: list[Operator[Any, Any]]) -> bool:
-    """Whether all names can be looked at before a run."""
-    return hasattr(type(source), "__len__") and all(isinstance(each, Queue | Shard) for each in before)
+    """Whether all names can be looked at before a run: not those of a bar, or of another run, which can be iterated once."""
+    kept = hasattr(type(source), "__getitem__") or isinstance(source, Set | Mapping | MappingView)
+    return kept and hasattr(type(source), "__len__") and all(isinstance(each, Queue | Shard) for each in before)
 
 
 def record_of(failure: ItemFailure) -> Record:
-    """The record of a file that failed."""
-    if failure.value is None:
-        raise failure.error
-    return Record(failure.value, None, {}, failure.error)
+    """The record of a file that failed; its traceback is a note, for frames would keep the data."""
+    error = failure.error
+    if error.__traceback__ is not None:
+        text = "".join(traceback.format_exception(error)).rstrip()
+        error = error.with_traceback(None)
+        error.__cause__, error.__context__ = RemoteTraceback(text), None
+    return Record(failure.value, None, {}, error)
 
 
 def write(

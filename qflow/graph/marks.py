@@ -146,7 +146,8 @@ class Step(Each[A, B], Generic[A, B, P, R]):
                 n = self.options.n if found.workers is None else found.workers(self.options.n)
                 marked = self if n == self.options.n else self._changed(options=dataclasses.replace(self.options, n=n))
                 last = each is self.inside[-1]
-                return found._replace(operators=(*before, marked), failed=found.failed if last else None)
+                operators = (*found.operators[: len(before)], marked)
+                return found._replace(operators=operators, failed=found.failed if last else None)
             within = (*within, each)
         return None
 

@@ -404,7 +404,7 @@ def start(flow: Flow[Any, Any], source: Any, engine: str | Engine, given: dict[s
         raise GraphError(f"A run has no option `{unknown}`: there are {words}.")
     options = RunOptions(**{word: value for word, value in given.items() if word in own})
     chosen = engine_of(engine)
-    _check_params(flow, options.params)
+    check_flow_params(flow, options.params)
     marks = options_of(defaults, "pipe(xs, {})")
     begun = _begun(source, tuple(operator.filled(marks) for operator in flow.operators), options)
     source, operators, options = begun.source, begun.operators, begun.options
@@ -425,7 +425,7 @@ def start(flow: Flow[Any, Any], source: Any, engine: str | Engine, given: dict[s
     return run
 
 
-def _check_params(flow: Flow[Any, Any], params: Mapping[str, Any]) -> None:
+def check_flow_params(flow: Flow[Any, Any], params: Mapping[str, Any]) -> None:
     """A GraphError for parameters of a run that no operator names, and for names that have no value."""
     from qflow.graph.flow import differing
 
