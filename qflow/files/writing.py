@@ -327,8 +327,10 @@ def write(
     between them leaves neither the old nor the new one there.
 
     In such a flow a file that fails is a record with its ``error``, and the others go on: ``on_error="report"`` is the default,
-    unless steps stand behind `write`, which can't work on it. Two inputs with one output, and an output that is an input, are
-    found before anything runs where the names are a list; else, and where metadata names the outputs, before it is written.
+    unless steps stand behind `write`, which can't work on it. Two inputs with one output, and an output that is an input, or a
+    folder that holds one, are found before anything runs where the names are a list or the like. Else, and where metadata names
+    the outputs, the later one of two fails, and no input is replaced that was read before; one that comes later may be.
+    Further files that the function writes beside the output go with it, and replace what has their names.
 
     Args:
         function: None: nothing is written, and the records have metadata only.
@@ -338,7 +340,8 @@ def write(
             ``{name}``, and ``{part}``, the number of an output of one input.
         create_outdir: make the folder, and those that are named in ``outname``.
         outside: outputs may lie outside of ``outdir``.
-        skip_existing: leave out inputs whose output is there and not older; their records have no metadata.
+        skip_existing: leave out inputs whose output is there and not older, also with one more suffix, if it is the only one;
+            their records have no metadata. Inputs with several outputs (``{part}``) are never left out.
         fsync: the output is on the disk when its record comes.
         keep_local: records also have what is `Meta.local`.
 
@@ -347,7 +350,8 @@ def write(
     ``meta``, which wins. Which outputs exist is looked at by the names that nobody has changed for a file.
 
     Raises:
-        GraphError: an option is wrong; or, when a run starts, there is no such folder, or two inputs have one output.
+        GraphError: an option is wrong; or, when a run starts, there is no such folder, two inputs have one output, or one would
+            replace an input.
     """
     said = {"outdir": outdir, "append": append, "outname": outname, "create_outdir": create_outdir}
     naming = Naming(outside=outside).over(said)
