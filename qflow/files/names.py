@@ -9,6 +9,7 @@ What is said later wins: options of `write`, the run's parameters, control of th
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
@@ -210,8 +211,9 @@ def above(path: str) -> Iterator[str]:
 
 def at_home(input: Any, home: str | None) -> Any:
     """An input whose relative names still mean the same, where a step has changed the folder in which it works."""
-    if home is None or os.getcwd() == home:
-        return input
+    with contextlib.suppress(OSError):  # it may be gone
+        if home is None or os.getcwd() == home:
+            return input
     if isinstance(input, list | tuple):
         return [at_home(each, home) for each in input]
     if isinstance(input, os.PathLike):

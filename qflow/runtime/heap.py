@@ -56,9 +56,16 @@ def trim() -> None:
 def look() -> None:
     """Keep no large blocks any more, if this process has grown large."""
     libc = _heap.libc
-    if libc is None or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < MOST:
+    if libc is None or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < MOST or _peak() < MOST:
         return
     _heap.libc = None
     libc.mallopt(_MMAP_MAX, _MAPPED)
     libc.mallopt(_TRIM_THRESHOLD, _LARGEST)
     libc.malloc_trim(0)
+
+
+def _peak() -> int:
+    """The most bytes that this program has held; ``ru_maxrss`` may be of the program from which it was started (getrusage(2))."""
+    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/self/status") as file:
+        return int(file.read().partition("VmHWM:")[2].split()[0]) * 1024
+    return MOST
