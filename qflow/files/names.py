@@ -211,8 +211,10 @@ def above(path: str) -> Iterator[str]:
 
 def at_home(input: Any, home: str | None) -> Any:
     """An input whose relative names still mean the same, where a step has changed the folder in which it works."""
+    if home is None:
+        return input
     with contextlib.suppress(OSError):  # it may be gone
-        if home is None or os.getcwd() == home:
+        if os.getcwd() == home:
             return input
     if isinstance(input, list | tuple):
         return [at_home(each, home) for each in input]
