@@ -125,12 +125,12 @@ class Write(Each[Carrier, Record]):
         lies, apart, place = real(path), self._notes.get(APART), self._notes.get(PLACE)
         home = self._notes.get(HOME, "")
         inputs, around = {*places_of(at_home(file.input, home or None))}, [*above(lies)]
-        replaces = lies in inputs or any(lies in above(each) for each in inputs)
-        other = None
-        if apart is not None:
-            replaces = replaces or digest(lies) in apart.inputs
+        other = work.INPUT if lies in inputs or any(lies in above(each) for each in inputs) else None
+        if apart is not None and other is None:
             own = real(os.path.join(home, self._plain.path(file.input)))
-            if any(digest(each) in apart.outputs and each != own for each in (lies, *around)):
+            if digest(lies) in apart.inputs:
+                other = work.INPUT
+            elif any(digest(each) in apart.outputs and each != own for each in (lies, *around)):
                 other = "another input"
             elif digest(lies) in apart.folders:
                 other = work.FOLDER
@@ -140,7 +140,7 @@ class Write(Each[Carrier, Record]):
             for each in around if other is None else ():
                 found = work.claim(place, each, work.FOLDER)
                 other = found if found not in (None, work.INPUT) else other
-        if replaces or other == work.INPUT:
+        if other == work.INPUT:
             raise ValueError(f"The output would replace the input {path!r}. Write to another `outdir`, or with another `append`.")
         if other is not None:
             hint = "Name them apart; `{part}` in `outname` is the number of an output of one input."
