@@ -12,6 +12,7 @@ from typing import Any
 from qflow.files.names import names_of
 from qflow.files.record import Record
 from qflow.graph import bytesizes
+from qflow.graph.source import source_length
 
 try:
     from tqdm import tqdm  # type: ignore[import-untyped]
@@ -34,23 +35,17 @@ def progress(records: Iterable[Record], *, names: Iterable[Any] | None = None, *
         names: its source, to know how many there are, if the run has no length.
         words: for ``tqdm.tqdm``.
     """
-    total = next((length for length in map(_length, (names, records)) if length is not None), None)
+    total = next((length for length in map(source_length, (names, records)) if length is not None), None)
     begun, size, failed, before = time.monotonic(), 0, 0, None
     with _Bar(total=total, unit=" files", **words) as bar:
         for record in records:
             yield record
+            failed += record.error is not None
             if record.input == before:  # another output of the same
                 continue
             before = record.input
             with contextlib.suppress(OSError, TypeError, ValueError):
                 size += sum(os.stat(name).st_size for name in names_of(record.input))
-            failed += record.error is not None
             rate = size / max(time.monotonic() - begun, 1e-9)
             bar.set_postfix_str(f"{bytesizes.show(rate)}/s{f', {failed} failed' if failed else ''}", refresh=False)
             bar.update()
-
-
-def _length(value: Any) -> int | None:
-    with contextlib.suppress(TypeError):
-        return len(value)
-    return None

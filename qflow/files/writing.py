@@ -194,8 +194,8 @@ class Write(Each[Carrier, Record]):
             place = work.Place(os.path.abspath(naming.folder))
             notes[PLACE], ended = place.path, place.ended
         fitting = partial(lowered, items=[*islice(source, FIRST)], most=len(source)) if known_names else None
-        operators_ = tuple(_fitted(each, fitting) for each in before)
-        return Beginning(source, (*operators_, self), ended, notes=notes, failed=record_of, workers=fitting)
+        fitted = (_fitted(each, fitting) for each in before)
+        return Beginning(source, (*fitted, self), ended, notes=notes, failed=record_of, workers=fitting)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Write) and self._state == other._state

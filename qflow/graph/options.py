@@ -172,7 +172,7 @@ class RunOptions:
     Attributes:
         ordered: results in the order of the source, or as they come.
         on_error: None: ``"report"`` where the flow says what stands for a failure, as `qflow.files` does, else ``"raise"``.
-            ``"report"``: what stands for it comes in its place;
+            ``"report"``: what stands for a failure comes in its place;
             ``"raise"`` the first failure in its turn; ``"skip"`` failing items, which are counted and
             listed in ``run.failures``; ``"collect"``: as skip, and each listed failure has the value that failed.
         max_errors: more failures than this end the run with the last of them; None: any number is skipped.

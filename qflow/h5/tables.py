@@ -26,7 +26,7 @@ import h5py  # type: ignore[import-untyped]
 import numpy as np
 
 from qflow.errors import GraphError, got
-from qflow.h5.blocks import runs
+from qflow.h5.blocks import runs, take
 from qflow.h5.files import why_not
 from qflow.h5.references import dereference_chain, region_dtype, selected
 
@@ -122,8 +122,6 @@ class Tables:
     def _rows(table: Any, sel: Any) -> Any:
         if isinstance(sel, slice) and (sel.step or 1) > 0:
             return table[sel]
-        from qflow.h5.blocks import take
-
         rows, hidden = selected(sel, len(table))
         return np.ma.array(take(table, rows), mask=_spread(hidden, table)) if hidden.any() else take(table, rows)
 
@@ -207,7 +205,9 @@ class Tables:
             raise GraphError(f"The table {name!r} can't grow: it was made with {start} rows for ever.")
         table.resize(start + rows, axis=0)
         for parent, child in self.links(name):
-            self._lengthen(self.region(name, child if parent == _name(name) else parent), start + rows)
+            region = self.region(name, child if parent == _name(name) else parent)
+            if len(region) < start + rows:  # of a table that is linked with itself both ways are one
+                region.resize(start + rows, axis=0)
         return slice(start, start + rows)
 
     def link(self, parent: str, child: str, pairs: Any) -> slice:
@@ -279,7 +279,7 @@ class Tables:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<{len([*self]) if self.file else 'closed'} tables of {self.path!r}>" if self.file else f"<closed {self.path!r}>"
+        return f"<{len([*self])} tables of {self.path!r}>" if self.file else f"<closed {self.path!r}>"
 
     def __str__(self) -> str:
         if not self.file:
@@ -342,10 +342,6 @@ class Tables:
             ref.attrs[f"dset{number}"], ref.attrs[f"ref_region{number}"] = table.name, region.name
         self._links = sorted([*self._links, (parent, child)])
         return ref, (0, 1)
-
-    def _lengthen(self, region: Any, rows: int) -> None:
-        if region is not None and len(region) < rows:
-            region.resize(rows, axis=0)
 
     def _widened(self, ref: Any) -> Any:
         """References with room for larger numbers, in place of others."""

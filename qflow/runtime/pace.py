@@ -110,7 +110,5 @@ class Nap:
         if came <= 0:
             return 0
         each = (now - before) // came
-        if SEVERAL * each > NAP:
-            return 0
         pause = min(most() * each, NAP)
         return pause / 1e9 if pause > SEVERAL * each else 0

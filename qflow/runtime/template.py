@@ -64,9 +64,7 @@ def describe(value: Any, depth: int = DEPTH) -> Spec:
         return "scalar", SCALARS[kind]
     if kind is np.ndarray:
         return _array("array", value)
-    if kind in (dict, list, tuple) and depth:
-        return _container(kind, value, depth)
-    if issubclass(kind, tuple) and depth and _everywhere(kind):
+    if depth and (kind in (dict, list, tuple) or _everywhere(kind)):
         return _container(kind, value, depth)
     pathlib = sys.modules.get("pathlib")
     if pathlib is not None and kind is pathlib.PosixPath:
@@ -113,7 +111,9 @@ def _container(kind: type, value: Any, depth: int) -> Spec:
 
 def _everywhere(kind: type) -> bool:
     """Whether it is a named tuple that every process of a run can import: one of qflow's. Of others nobody knows."""
-    return kind.__module__.startswith("qflow.") and kind.__bases__ == (tuple,) and hasattr(kind, "_fields")
+    if kind.__bases__ != (tuple,) or not hasattr(kind, "_fields") or not kind.__module__.startswith("qflow."):
+        return False
+    return getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is kind
 
 
 class Column(NamedTuple):
