@@ -13,7 +13,27 @@ chunks can be shuffled, split, pickled and compared. Files are opened where they
 from qflow.h5.planning import Chunk, Chunks, Part, chunks
 from qflow.h5.reading import read
 from qflow.h5.references import dereference, dereference_chain
+from qflow.h5.running import Summary, run
 from qflow.h5.splitting import Split, split
+from qflow.h5.stages import append, linked, need, rows, stage
 from qflow.h5.tables import Tables
 
-__all__ = ["Chunk", "Chunks", "Part", "Split", "Tables", "chunks", "dereference", "dereference_chain", "read", "split"]
+__all__ = [
+    "Chunk",
+    "Chunks",
+    "Part",
+    "Split",
+    "Summary",
+    "Tables",
+    "append",
+    "chunks",
+    "dereference",
+    "dereference_chain",
+    "linked",
+    "need",
+    "read",
+    "rows",
+    "run",
+    "split",
+    "stage",
+]

@@ -1,0 +1,139 @@
+"""Checking: a flow over tables against the file that it reads, before anything runs.
+
+Each error names what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from itertools import pairwise
+from typing import Any
+
+from qflow.errors import GraphError
+from qflow.graph.context import RNG
+from qflow.graph.flow import Operator, Queue, Stream
+from qflow.h5.block import ALIGNED, Path, inputs_of
+from qflow.h5.stages import Append, Need, Rows
+from qflow.h5.tables import Tables
+
+
+def check(operators: Iterable[Operator[Any, Any]], file: Tables | None, params: Mapping[str, Any]) -> None:
+    """A GraphError for the first of some operators that can't work.
+
+    Args:
+        operators: all, in order; `Rows` first.
+        file: that is read, if there is one.
+        params: of the run.
+    """
+    seen: _Seen | None = None
+    for each in operators:
+        if isinstance(each, Rows):
+            if seen is not None:
+                raise GraphError("A flow over tables has one `h5.rows`, at its head.")
+            seen = _Seen(each, file)
+        elif seen is None:
+            raise GraphError(
+                f'A flow over tables begins with `h5.rows`, but `{each!r}` stands before. Write `h5.rows("hits") | ...`.'
+            )
+        else:
+            _checked(each, seen, params)
+
+
+class _Seen:
+    """What functions can name at a point of the flow, and which tables and links there are."""
+
+    def __init__(self, rows: Rows, file: Tables | None) -> None:
+        self.file, self.source = file, rows.table
+        self.names: dict[str, Path] = {rows.as_: Path((rows.table,))}
+        self.made: dict[str, None] = {rows.table: None} if rows.of is not None else {}
+        self.links: set[tuple[str, str]] = set()
+        if rows.of is None:
+            self.there(rows.table)
+
+    def tables(self) -> list[str]:
+        return sorted({*self.made, *(self.file or ())})
+
+    def there(self, table: str) -> None:
+        """A GraphError for a table that is not there."""
+        if table not in self.tables():
+            near = _near(table, self.tables())
+            where = "" if self.file is None else f" in {self.file.path}"
+            raise GraphError(f"There is no table {table!r}{where}{near}: there are {_listed(self.tables())}.")
+
+    def linked(self, one: str, other: str) -> None:
+        """A GraphError for tables that are not linked."""
+        there = {*self.links, *(self.file.links() if self.file is not None else ())}
+        if (one, other) not in there and (other, one) not in there:
+            text = ", ".join(sorted(f"{first!r} -> {second!r}" for first, second in there)) or "none"
+            raise GraphError(f"There are no references between {one!r} and {other!r}: there are {text}.")
+
+    def aligned(self, table: str) -> None:
+        """A GraphError for a table of another number of rows than the slices' table."""
+        if table in self.made or self.source in self.made or table == self.source or self.file is None:
+            return
+        here, there = len(self.file[self.source]), len(self.file[table])
+        if here != there:
+            raise GraphError(
+                f"{table!r} has {there} rows and {self.source!r} has {here}, so they are not aligned. "
+                f'If they are linked, write the path: "{self.source} -> {table}".'
+            )
+
+
+def _checked(operator: Operator[Any, Any], seen: _Seen, params: Mapping[str, Any]) -> None:
+    match operator:
+        case Need():
+            for name, path in operator.paths.items():
+                for table in path.tables:
+                    seen.there(table)
+                seen.aligned(path.tables[0])
+                for pair in pairwise(path.tables):
+                    seen.linked(*pair)
+                seen.names[name] = path
+        case Append():
+            _check_append(operator, seen)
+        case Queue():
+            pass
+        case _:
+            if any(isinstance(part, Stream) for part in operator.lower()) or operator.awaits:
+                raise GraphError(f"`{operator!r}` works on streams, but each slice of a flow over tables is by itself.")
+            for function in operator.functions:
+                _check_inputs(function.name, function, seen, params)
+
+
+def _check_append(operator: Append, seen: _Seen) -> None:
+    table = operator.table
+    if table == seen.source:
+        raise GraphError(f"`{operator!r}` appends to the table whose rows the flow goes through. Choose another one.")
+    if table in seen.made:
+        raise GraphError(f"The flow appends to {table!r} twice. Choose another table, or put the rows together before.")
+    if operator.as_ in seen.names:
+        raise GraphError(f"`{operator.as_}` is an input already, so the rows of {table!r} need another name: write `name=...`.")
+    for other, kind in operator.refs.items():
+        seen.there(other or seen.source)
+        if other and kind == ALIGNED:
+            seen.aligned(other)
+        seen.links.add((other or seen.source, table))
+    seen.made[table] = None
+    seen.names[operator.as_] = Path((table,))
+
+
+def _check_inputs(step: str, function: Any, seen: _Seen, params: Mapping[str, Any]) -> None:
+    """A GraphError for a parameter of which nobody knows what it should be given."""
+    bound = dict(function.bound)
+    for place, (name, default) in enumerate(inputs_of(function).items()):
+        known = name in seen.names or name in params or name in bound or name == RNG or default
+        if not known and place:
+            raise GraphError(
+                f"Step {step!r} names `{name}`{_near(name, seen.names)}, but its inputs are {_listed(seen.names)}. "
+                f'Name it before: `h5.need({name}="{seen.source} -> ...")`, or give it to the run: `params={{{name!r}: ...}}`.'
+            )
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    found = get_close_matches(name, [*names], 1)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"{name!r}" for name in names) or "none"

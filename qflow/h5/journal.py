@@ -1,0 +1,196 @@
+"""Journal: what the slices of a run have given, in a file beside the output, so that a run that was interrupted goes on.
+
+    head  record  record  ...        each: the lengths of its header and arrays and their CRC-32, the header in JSON, the arrays
+
+Records are only added; the last one may be cut off, and is made again. Nothing in it is executed: numbers, texts, plain arrays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, final
+
+import numpy as np
+from numpy.lib import format as npy
+
+from qflow.errors import GraphError, ResourceError
+from qflow.h5.block import ROWS, Made
+
+VERSION = 1
+_FRAME = struct.Struct("<QQI")
+
+
+class Handed(NamedTuple):
+    """What a slice has given: rows for tables, and ``value``, what a stage behind gets, or `ROWS`."""
+
+    start: int
+    stop: int
+    over: bool
+    value: Any
+    made: tuple[Made, ...]
+    rows: Any = None  # of the slice, where a generator made them
+
+
+@final
+class Journal:
+    """The journal of an output, open for adding; whoever has it open is the only one.
+
+    Args:
+        path: of the journal.
+        head: what the run is made of; a run can be gone on with by one that is made of the same.
+        resume: go on with what is there, behind `read`.
+    Raises:
+        GraphError: it is of another run, or no journal.
+        ResourceError: another process writes this output.
+    """
+
+    def __init__(self, path: str, head: Mapping[str, Any], *, resume: bool = False) -> None:
+        self.path, self._head = path, {"qflow.h5.journal": VERSION, **head}
+        self._file = _locked(path)
+        if not resume:
+            self._file.truncate(0)
+            self._write(json.dumps(self._head).encode(), [])
+
+    def read(self) -> Iterator[Handed]:
+        """What is there, up to the first record that is not whole, which goes."""
+        found = self._frame()
+        head = None if found is None else json.loads(found[0])
+        if not isinstance(head, dict) or head.keys() != self._head.keys():
+            raise GraphError(f"{self.path!r} is no journal of a run of `h5.run`. Run without `resume=True`.")
+        for word, value in json.loads(json.dumps(self._head)).items():
+            if head[word] != value:
+                raise GraphError(
+                    f"The run that was interrupted had another {word} ({head[word]!r}, now {value!r}). "
+                    "Go on with what it was begun with, or begin anew without `resume=True`."
+                )
+        while (found := self._frame()) is not None:
+            yield _handed(json.loads(found[0]), found[1])
+        self._file.truncate()
+
+    def add(self, handed: Handed) -> None:
+        """Write what a slice has given, at once."""
+        header, arrays = _record(handed)
+        self._write(json.dumps(header).encode(), arrays)
+
+    def close(self) -> None:
+        """Let another run write the output."""
+        self._file.close()
+
+    def _write(self, header: bytes, arrays: list[Any]) -> None:
+        parts: list[Any] = [
+            np.ascontiguousarray(each).reshape(-1).view(np.uint8) for each in arrays if each.size and each.dtype.itemsize
+        ]
+        crc = zlib.crc32(header)
+        for part in parts:
+            crc = zlib.crc32(part, crc)
+        self._file.write(_FRAME.pack(len(header), sum(map(len, parts)), crc))
+        self._file.write(header)
+        for part in parts:
+            self._file.write(part)
+        self._file.flush()
+
+    def _frame(self) -> tuple[bytes, bytes] | None:
+        """The next record; None, and back at its place: there is none that is whole."""
+        place = self._file.tell()
+        frame = self._file.read(_FRAME.size)
+        if len(frame) == _FRAME.size:
+            header_size, size, crc = _FRAME.unpack(frame)
+            if place + _FRAME.size + header_size + size <= self._size:
+                header, body = self._file.read(header_size), self._file.read(size)
+                if zlib.crc32(body, zlib.crc32(header)) == crc:
+                    return header, body
+        self._file.seek(place)
+        return None
+
+    @property
+    def _size(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
+
+
+def begun(path: str) -> bool:
+    """Whether there is a journal with slices in it."""
+    with contextlib.suppress(OSError, struct.error), open(path, "rb") as file:
+        header, size, _ = _FRAME.unpack(file.read(_FRAME.size))
+        return os.fstat(file.fileno()).st_size > _FRAME.size + int(header) + int(size)
+    return False
+
+
+def _locked(path: str) -> Any:
+    """A file open for reading and writing that nobody else has open so; made if it is not there."""
+    while True:
+        file = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise ResourceError(f"Another run writes this output at the moment: it holds {path!r}.") from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()  # its run has just ended, and removed it
+
+
+def _record(handed: Handed) -> tuple[dict[str, Any], list[Any]]:
+    arrays = []
+
+    def kept(array: Any) -> list[Any]:
+        arrays.append(np.asarray(array))
+        return [npy.dtype_to_descr(arrays[-1].dtype), list(arrays[-1].shape)]
+
+    made = [
+        {
+            "table": each.table,
+            "rows": kept(each.rows),
+            "links": {other: pairs if isinstance(pairs, str) else kept(pairs) for other, pairs in each.links.items()},
+        }
+        for each in handed.made
+    ]
+    header: dict[str, Any] = {"start": handed.start, "stop": handed.stop, "over": handed.over, "made": made}
+    if handed.value is not ROWS:
+        header["value"] = kept(handed.value)
+    if handed.rows is not None:
+        header["rows"] = kept(handed.rows)
+    return header, arrays
+
+
+def _handed(header: Mapping[str, Any], body: bytes) -> Handed:
+    place = 0
+
+    def array(kind: Any) -> Any:
+        nonlocal place
+        dtype, shape = _dtype(kind[0]), tuple(kind[1])
+        count = int(np.prod(shape))
+        found = np.frombuffer(body, dtype, count, place).reshape(shape) if count and dtype.itemsize else np.empty(shape, dtype)
+        place += count * dtype.itemsize
+        return found
+
+    made = tuple(
+        Made(
+            each["table"],
+            array(each["rows"]),
+            {other: pairs if isinstance(pairs, str) else array(pairs) for other, pairs in each["links"].items()},
+        )
+        for each in header["made"]
+    )
+    value = array(header["value"]) if "value" in header else ROWS
+    rows = array(header["rows"]) if "rows" in header else None
+    return Handed(header["start"], header["stop"], header["over"], value, made, rows)
+
+
+def _dtype(descr: Any) -> Any:
+    """A type as it was written; JSON has made lists of tuples."""
+
+    def fields(each: Any) -> Any:
+        if isinstance(each, str):
+            return each
+        return [
+            (tuple(name) if isinstance(name, list) else name, fields(kind), *map(tuple, shape)) for name, kind, *shape in each
+        ]
+
+    return npy.descr_to_dtype(fields(descr))

@@ -1,0 +1,347 @@
+"""Running: a flow over tables from one file into another.
+
+    slices --workers: read, need, functions--> handed --journal, stages, writer, in this process--> output
+
+The output has its name when it is complete; until then there are ``<output>.partial``, which is made anew whenever a run begins,
+and ``<output>.journal``, from which a run that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from errno import ENOENT
+from importlib.util import find_spec
+from itertools import chain
+from typing import Any, NamedTuple, final
+
+from qflow.errors import GraphError, got
+from qflow.graph.fingerprint import fingerprint
+from qflow.graph.flow import Each, Flow, Joins, Operator
+from qflow.graph.function import Function
+from qflow.graph.marks import Step, process
+from qflow.h5 import readers
+from qflow.h5.block import ROWS, Block, Path, Slice, inputs_of
+from qflow.h5.checking import check
+from qflow.h5.files import stamp
+from qflow.h5.journal import Handed, Journal, begun
+from qflow.h5.stages import Append, Generated, Need, Rows, Slices, Stage, rows
+from qflow.h5.tables import Tables
+from qflow.h5.writer import Writer
+
+EXISTS = ("refuse", "overwrite", "append")
+
+
+class Summary(NamedTuple):
+    """What a run has done: ``rows``: appended, by tables."""
+
+    output: str
+    slices: int
+    rows: dict[str, int]
+
+
+def run(
+    flow: Joins[Any, Any],
+    input: str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    n: int | None = None,
+    start: int | None = None,
+    stop: int | None = None,
+    exists: str = "refuse",
+    resume: bool = False,
+    drop: Iterable[str] = (),
+    compression: str | int | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> Summary:
+    """Run a flow over tables: the output has the tables of the input and what the flow appends.
+
+    >>> import numpy as np, tempfile
+    >>> from qflow import h5
+    >>> def calibrate(hits):
+    ...     return 0.5 * hits
+    >>> flow = h5.rows("hits", size=2) | calibrate | h5.append("calib", refs="1:1")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with h5.Tables(f"{folder}/in.h5", "w") as file:
+    ...         _ = file.append("hits", np.arange(5.0))
+    ...     h5.run(flow, f"{folder}/in.h5", f"{folder}/out.h5", n=2).rows
+    ...     with h5.Tables(f"{folder}/out.h5") as file:
+    ...         print(file["hits", "calib", :].ravel())
+    {'calib': 5}
+    [0.0 0.5 1.0 1.5 2.0]
+
+    Functions work in ``n`` processes; one process, this one, writes, in the order of the slices: the output is the same for any
+    number of workers. Its name is there when it is complete. After an interruption, whatever it was, ``resume=True`` goes on
+    behind the last complete slice. Holds: the slices at work, and 4 MiB of rows to be written.
+
+    Args:
+        flow: `rows`, then functions, `need`, `append`, `stage`. Functions with marks have workers of their own.
+        input: the file that is read; it is copied to the output. May be left out where the flow makes its rows, or the output is
+            the input.
+        output: the file that is written.
+        n: worker processes, if the flow has no marks; 1 when not given.
+        start, stop: rows to go through, in place of those of `rows`.
+        exists: what to do with an output that is there: ``"refuse"``; ``"overwrite"``; or ``"append"``: its own rows are gone
+            through, and what the flow makes goes behind what is there.
+        resume: go on with a run that was interrupted; if there is none, begin.
+        drop: tables that are only wanted meanwhile; see `Tables`.
+        compression: of new tables; see `Tables`.
+        progress: show a bar (``pip install 'qflow[files]'``).
+        options: of the run, as ``pipe(xs, ...)`` has them: ``params``, ``seed``, ``engine``.
+    Raises:
+        GraphError: an argument is wrong, the flow names what is not there, or an output is there and shall not be.
+        ResourceError: another run writes this output.
+        OSError: a file is missing, locked by a writer, or no complete HDF5 file; with its path.
+    """
+    job = _Job(flow, input, output, n, start, stop, exists, drop, compression, options)
+    try:
+        return job.done(resume, progress)
+    finally:
+        readers.close()  # nobody can write a file that is open for reading
+
+
+class _Job:
+    """A run, checked; see `run` for the arguments."""
+
+    def __init__(
+        self,
+        flow: Any,
+        input: Any,
+        output: Any,
+        n: int | None,
+        start: int | None,
+        stop: int | None,
+        exists: str,
+        drop: Iterable[str],
+        compression: Any,
+        options: dict[str, Any],
+    ) -> None:
+        if exists not in EXISTS:
+            raise GraphError(f"`exists` is one of {', '.join(map(repr, EXISTS))}, but got {got(exists)}.")
+        self.output, self.exists = _path(output, "output"), exists
+        self.input = self._read(None if input is None else _path(input, "input"))
+        self.drop, self.compression, self.options = tuple([drop] if isinstance(drop, str) else drop), compression, options
+        operators = _operators(flow, start, stop)
+        file = None if self.input is None else readers.tables(self.input)
+        check([part for each in operators for part in each.inside], file, options.get("params") or {})
+        self.head: Rows = operators[0].inside[0]  # type: ignore[assignment]
+        place = next((place for place, each in enumerate(operators) if isinstance(each, Stage)), len(operators))
+        self.behind = operators[place:]
+        self.names = _names(operators[:place])
+        self.pipe = Flow(*_marked([*operators[:place], Hand(_wants_value(self.behind, self.names))], n))
+
+    def _read(self, input: str | None) -> str | None:
+        """Which file is read."""
+        there = os.path.lexists(self.output)
+        same = input is not None and there and os.path.exists(input) and os.path.samefile(input, self.output)
+        if self.exists == "append":
+            if input is not None and not same:
+                raise GraphError(
+                    f'`exists="append"` goes through the rows of the output itself, {self.output!r}, so leave `input` out.'
+                )
+            stamp(self.output)
+            return self.output
+        if there and (same or self.exists == "refuse"):
+            raise GraphError(
+                f'There is {self.output!r} already. Write `exists="append"` to append to it'
+                + (", or another output." if same else ', `exists="overwrite"` to replace it, or another output.')
+            )
+        folder = os.path.dirname(self.output) or os.curdir
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(ENOENT, "There is no such folder for the output", folder)
+        return input
+
+    def done(self, resume: bool, progress: bool) -> Summary:
+        """Run it."""
+        partial, path = f"{self.output}.partial", f"{self.output}.journal"
+        left = begun(path)
+        if left and not resume and self.exists != "overwrite":
+            raise GraphError(
+                f"A run into {self.output!r} was interrupted, and left {path!r}. Go on with it by `resume=True`, "
+                'or begin anew by `exists="overwrite"`.'
+            )
+        journal = Journal(path, self._made_of(), resume=resume and left)
+        writing = None
+        try:
+            before = [journal.read()] if resume and left else []
+            self._copy(partial)
+            with Tables(partial, "a", compression=self.compression, drop=self.drop) as file:
+                first = len(file[self.head.table]) if self.head.of is not None and self.head.table in file else 0
+                writing = _Writing(self, file)
+                for handed in chain.from_iterable(before):
+                    writing.add(handed)
+                slices = self._slices(first, writing.slices)
+                with self.pipe, self.pipe(slices, **self.options) as results:
+                    for handed in _shown(results, slices, progress):
+                        journal.add(handed)
+                        writing.add(handed)
+                writing.end()
+            os.replace(partial, self.output)
+            os.unlink(path)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
+            if begun(path):
+                error.add_note(f"qflow: what its slices have given is kept in {path!r}; `resume=True` goes on behind them.")
+            else:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+            raise
+        finally:
+            journal.close()
+        return Summary(self.output, writing.slices, writing.writer.rows)
+
+    def _copy(self, partial: str) -> None:
+        """The file with which the output begins."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
+        if self.input is not None:
+            shutil.copyfile(self.input, partial)
+
+    def _slices(self, first: int, done: int) -> Any:
+        if self.head.of is None:
+            return self.head.slices(self.input)[done:]
+        of = self.head.of
+        if callable(of):
+            params = self.options.get("params") or {}
+            of = of(**{name: params[name] for name in inputs_of(Function(of)) if name in params})
+        return Generated(self.input, self.head.table, of, first, slice(done, None))
+
+    def _made_of(self) -> dict[str, Any]:
+        """What must be the same where a run is gone on with."""
+        parts = [part for each in self.pipe.operators for part in each.inside]
+        functions = [(each.call, each.bound, each.init) for part in parts for each in part.functions]
+        words = [(type(part).__name__, part.__dict__.get("paths"), part.__dict__.get("refs"), part.name) for part in parts]
+        head = self.head
+        given = {word: self.options.get(word) for word in ("params", "seed", "epoch")}
+        return {
+            "flow": fingerprint(functions, words, lenient=True),
+            "table": head.table,
+            "rows": [head.size, head.start, head.stop],
+            "input": None if self.input is None else [*stamp(self.input)],
+            "params": fingerprint(given, lenient=True),
+            "exists": self.exists == "append",
+        }
+
+
+class _Writing:
+    """What is done in this process with what slices have given."""
+
+    def __init__(self, job: _Job, file: Tables) -> None:
+        self._job, self.writer, self.slices = job, Writer(file), 0
+        self._operators: list[Any] = [each.begun(file) if isinstance(each, Stage) else each for each in job.behind]
+        for part in (part for each in (*job.pipe.operators, *job.behind) for part in each.inside):
+            if isinstance(part, Append):
+                if part.dtype is not None:
+                    file.create(part.table, part.dtype)
+                if part.attrs:
+                    file.attrs(part.table).update(part.attrs)
+
+    def add(self, handed: Handed) -> None:
+        """The next slice."""
+        job = self._job
+        at = Slice(job.input, job.head.table, handed.start, handed.stop, handed.rows)
+        value: Any = Block(at, job.names, handed.made, handed.value, handed.over)
+        for each in self._operators:
+            (value,) = each.called(value)
+        self.writer.add(value)
+        self.slices += 1
+
+    def end(self) -> None:
+        """There are no more."""
+        self.writer.flush()
+        for each in self._operators:
+            if isinstance(each, Stage):
+                each.ended(self.writer.file)
+
+
+@final
+class Hand(Each[Any, Handed]):
+    """Blocks become what they have given; ``value``: also what the last function gave."""
+
+    def __init__(self, value: bool) -> None:
+        self.value = value
+
+    @property
+    def name(self) -> str:
+        return "hand"
+
+    def outputs(self, value: Block) -> Iterable[Handed]:
+        at = value.slice
+        return (Handed(at.start, at.stop, value.over, value.value if self.value else ROWS, value.made, at.rows),)
+
+    def length(self, items: int) -> int:
+        return items
+
+    def __repr__(self) -> str:
+        return "hand"
+
+
+def _operators(flow: Any, start: int | None, stop: int | None) -> list[Operator[Any, Any]]:
+    """The operators of a flow, which begins with `Rows`."""
+    if not isinstance(flow, Joins):
+        raise GraphError(f'`h5.run` takes a flow, as `h5.rows("hits") | step | h5.append("calib")`, but got {got(flow)}.')
+    operators = [*flow.operators]
+    head = operators[0] if operators else None
+    if not isinstance(head, Rows):
+        raise GraphError(f'A flow over tables begins with `h5.rows`, but got {flow!r}. Write `h5.rows("hits") | ...`.')
+    operators[0] = rows(
+        head.table,
+        size=head.size,
+        start=head.start if start is None else start,
+        stop=head.stop if stop is None else stop,
+        name=head.as_,
+        of=head.of,
+    )
+    return operators
+
+
+def _marked(operators: list[Operator[Any, Any]], n: int | None) -> list[Any]:
+    """With workers."""
+    if not any(isinstance(each, Step) for each in operators):
+        return [process(n=1 if n is None else n)(Flow(*operators))]
+    if n is not None:
+        raise GraphError("`n` is for a flow without marks; here the marks say how many workers there are.")
+    return operators
+
+
+def _names(operators: Iterable[Operator[Any, Any]]) -> dict[str, Path]:
+    """What functions behind some operators can name."""
+    names: dict[str, Path] = {}
+    for each in (part for operator in operators for part in operator.inside):
+        if isinstance(each, Rows | Append):
+            names[each.as_] = Path((each.table,))
+        elif isinstance(each, Need):
+            names |= each.paths
+    return names
+
+
+def _wants_value(behind: Iterable[Operator[Any, Any]], names: Mapping[str, Path]) -> bool:
+    """Whether operators want what the function before them gave."""
+    for each in behind:
+        if isinstance(each, Append):
+            return True
+        if isinstance(each, Need):
+            names = {**names, **each.paths}
+        for function in each.functions:
+            first = next(iter(inputs_of(function)), None)
+            return first is not None and first not in names
+    return False
+
+
+def _shown(results: Any, slices: Any, progress: bool) -> Iterator[Handed]:
+    if not progress or find_spec("tqdm") is None:
+        return iter(results)
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+    tqdm.monitor_interval = 0  # seconds; it would leave a thread that looks after slow bars
+    return iter(tqdm(results, total=len(slices) if isinstance(slices, Slices) else None, unit="slice"))
+
+
+def _path(path: Any, word: str) -> str:
+    if not isinstance(path, str | os.PathLike):
+        raise GraphError(f'`{word}` is the path of an HDF5 file, but got {got(path)}. Write `h5.run(flow, "in.h5", "out.h5")`.')
+    return os.fspath(path)
