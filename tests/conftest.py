@@ -56,6 +56,14 @@ def warm_nursery() -> None:
     nursery.acquire()
 
 
+@pytest.fixture(scope="module")
+def one_nursery() -> Iterator[None]:
+    """The same with what it has loaded, for all tests of a module: each pipe that is closed would end the last one's."""
+    held = nursery.acquire()
+    yield
+    nursery.release(held)
+
+
 @pytest.fixture
 def dataloader(no_leaks: None) -> Iterator[None]:
     """DataLoader sets a handler of SIGCHLD, which goes again; what is left is looked for afterwards."""

@@ -8,16 +8,8 @@ from hypothesis import strategies as st
 from plain_steps import add, drop, even, flip, pair, several, total
 
 import qflow as qf
-from qflow.runtime import nursery
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_nursery():
-    """Each example makes a crew; the process that starts workers stays for all of them."""
-    held = nursery.acquire()
-    yield
-    nursery.release(held)
-
+pytestmark = pytest.mark.usefixtures("one_nursery")
 
 n_ = st.none() | st.integers(1, 3)
 marks_ = st.sampled_from([qf.process, qf.thread])

@@ -122,6 +122,11 @@ def _check_inputs(step: str, function: Any, seen: _Seen, params: Mapping[str, An
     """A GraphError for a parameter of which nobody knows what it should be given."""
     bound = dict(function.bound)
     for place, (name, default) in enumerate(inputs_of(function).items()):
+        if not place and name in params and name not in seen.names:
+            raise GraphError(
+                f"`{name}`, the first parameter of step {step!r}, is given what the function before gave, but `params` has it. "
+                "Let an input stand first."
+            )
         known = name in seen.names or name in params or name in bound or name == RNG or default
         if not known and place:
             raise GraphError(

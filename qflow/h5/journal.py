@@ -39,36 +39,41 @@ class Handed(NamedTuple):
 
 @final
 class Journal:
-    """The journal of an output, open for adding; whoever has it open is the only one.
+    """The journal of an output, open for adding; whoever has it open is the only one. Then `begin`, or `state` and `read`.
 
-    Args:
-        path: of the journal.
-        head: what the run is made of; a run can be gone on with by one that is made of the same.
-        resume: go on with what is there, behind `read`.
     Raises:
-        GraphError: it is of another run, or no journal.
         ResourceError: another process writes this output.
     """
 
-    def __init__(self, path: str, head: Mapping[str, Any], *, resume: bool = False) -> None:
-        self.path, self._head = path, {"qflow.h5.journal": VERSION, **head}
+    def __init__(self, path: str) -> None:
+        self.path = path
         self._file = _locked(path)
-        if not resume:
-            self._file.truncate(0)
-            self._write(json.dumps(self._head).encode(), [])
+
+    def begin(self, head: Mapping[str, Any]) -> None:
+        """Begin anew.
+
+        Args:
+            head: what the run is made of; ``state``: what it can be gone on from.
+        """
+        self._file.truncate(0)
+        self._write(json.dumps({"qflow.h5.journal": VERSION, **head}).encode(), [])
+
+    def state(self, head: Mapping[str, Any]) -> dict[str, Any]:
+        """Go on -> the state with which the run began; a GraphError if it was made of anything else."""
+        found = self._frame()
+        there = None if found is None else json.loads(found[0])
+        if not isinstance(there, dict) or there.pop("qflow.h5.journal", None) != VERSION or "state" not in there:
+            raise GraphError(f"{self.path!r} is no journal of `h5.run`. Remove it, and run without `resume=True`.")
+        for word, value in json.loads(json.dumps(head)).items():
+            if there.get(word) != value:
+                raise GraphError(
+                    f"The run that was interrupted had another {word} ({there.get(word)!r}, now {value!r}). "
+                    'Go on with what it was begun with, or begin anew by `exists="overwrite"`.'
+                )
+        return dict(there["state"])
 
     def read(self) -> Iterator[Handed]:
-        """What is there, up to the first record that is not whole, which goes."""
-        found = self._frame()
-        head = None if found is None else json.loads(found[0])
-        if not isinstance(head, dict) or head.keys() != self._head.keys():
-            raise GraphError(f"{self.path!r} is no journal of a run of `h5.run`. Run without `resume=True`.")
-        for word, value in json.loads(json.dumps(self._head)).items():
-            if head[word] != value:
-                raise GraphError(
-                    f"The run that was interrupted had another {word} ({head[word]!r}, now {value!r}). "
-                    "Go on with what it was begun with, or begin anew without `resume=True`."
-                )
+        """Behind `state`: what slices have given, up to the first record that is not whole, which goes."""
         while (found := self._frame()) is not None:
             yield _handed(json.loads(found[0]), found[1])
         self._file.truncate()

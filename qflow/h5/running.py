@@ -14,14 +14,15 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from errno import ENOENT
 from importlib.util import find_spec
-from itertools import chain
 from typing import Any, NamedTuple, final
 
 from qflow.errors import GraphError, got
+from qflow.graph.context import Context, Setting, drawn_seed
 from qflow.graph.fingerprint import fingerprint
 from qflow.graph.flow import Each, Flow, Joins, Operator
 from qflow.graph.function import Function
 from qflow.graph.marks import Step, process
+from qflow.graph.options import RunOptions
 from qflow.h5 import readers
 from qflow.h5.block import ROWS, Block, Path, Slice, inputs_of
 from qflow.h5.checking import check
@@ -96,9 +97,8 @@ def run(
         ResourceError: another run writes this output.
         OSError: a file is missing, locked by a writer, or no complete HDF5 file; with its path.
     """
-    job = _Job(flow, input, output, n, start, stop, exists, drop, compression, options)
     try:
-        return job.done(resume, progress)
+        return _Job(flow, input, output, n, start, stop, exists, drop, compression, options).done(resume, progress)
     finally:
         readers.close()  # nobody can write a file that is open for reading
 
@@ -123,7 +123,14 @@ class _Job:
             raise GraphError(f"`exists` is one of {', '.join(map(repr, EXISTS))}, but got {got(exists)}.")
         self.output, self.exists = _path(output, "output"), exists
         self.input = self._read(None if input is None else _path(input, "input"))
+        for word, value in (("on_error", "raise"), ("ordered", True)):
+            if options.get(word, value) != value:
+                raise GraphError(
+                    f"`h5.run` writes all slices in order: `{word}={value!r}`. "
+                    "A function that gives `qf.SKIP` leaves a slice out."
+                )
         self.drop, self.compression, self.options = tuple([drop] if isinstance(drop, str) else drop), compression, options
+        self.places = {"start": start, "stop": stop}  # of a generator
         operators = _operators(flow, start, stop)
         file = None if self.input is None else readers.tables(self.input)
         check([part for each in operators for part in each.inside], file, options.get("params") or {})
@@ -131,7 +138,8 @@ class _Job:
         place = next((place for place, each in enumerate(operators) if isinstance(each, Stage)), len(operators))
         self.behind = operators[place:]
         self.names = _names(operators[:place])
-        self.pipe = Flow(*_marked([*operators[:place], Hand(_wants_value(self.behind, self.names))], n))
+        hand = Hand(_wants_value(self.behind, self.names), _inputs(self.head, self.behind))
+        self.pipe = Flow(*_marked([*operators[:place], hand], n))
 
     def _read(self, input: str | None) -> str | None:
         """Which file is read."""
@@ -163,18 +171,22 @@ class _Job:
                 f"A run into {self.output!r} was interrupted, and left {path!r}. Go on with it by `resume=True`, "
                 'or begin anew by `exists="overwrite"`.'
             )
-        journal = Journal(path, self._made_of(), resume=resume and left)
-        writing = None
+        resume = resume and left
+        journal = Journal(path)
         try:
-            before = [journal.read()] if resume and left else []
+            options = self._options(journal.state(self._made_of()) if resume else None)
             self._copy(partial)
             with Tables(partial, "a", compression=self.compression, drop=self.drop) as file:
                 first = len(file[self.head.table]) if self.head.of is not None and self.head.table in file else 0
-                writing = _Writing(self, file)
-                for handed in chain.from_iterable(before):
+                writing = _Writing(self, file, _context(options))
+                slices = self._slices(first)
+                for handed in journal.read() if resume else ():
                     writing.add(handed)
-                slices = self._slices(first, writing.slices)
-                with self.pipe, self.pipe(slices, **self.options) as results:
+                if writing.slices:
+                    options["resume"] = {**options["resume"], "path": [writing.slices - 1], "results": writing.slices}
+                with self.pipe, self.pipe(slices, **options) as results:
+                    if not resume:
+                        journal.begin({**self._made_of(), "state": results.state_dict()})
                     for handed in _shown(results, slices, progress):
                         journal.add(handed)
                         writing.add(handed)
@@ -194,6 +206,12 @@ class _Job:
             journal.close()
         return Summary(self.output, writing.slices, writing.writer.rows)
 
+    def _options(self, state: dict[str, Any] | None) -> dict[str, Any]:
+        """Of the run: with a seed of its own, or from a state on, which has it."""
+        if state is None:
+            return {**self.options, "seed": drawn_seed() if self.options.get("seed") is None else self.options["seed"]}
+        return {**{word: value for word, value in self.options.items() if word not in ("seed", "epoch")}, "resume": state}
+
     def _copy(self, partial: str) -> None:
         """The file with which the output begins."""
         with contextlib.suppress(FileNotFoundError):
@@ -201,14 +219,15 @@ class _Job:
         if self.input is not None:
             shutil.copyfile(self.input, partial)
 
-    def _slices(self, first: int, done: int) -> Any:
+    def _slices(self, first: int) -> Any:
         if self.head.of is None:
-            return self.head.slices(self.input)[done:]
+            return self.head.slices(self.input)
         of = self.head.of
         if callable(of):
             params = self.options.get("params") or {}
-            of = of(**{name: params[name] for name in inputs_of(Function(of)) if name in params})
-        return Generated(self.input, self.head.table, of, first, slice(done, None))
+            given = {**{word: place for word, place in self.places.items() if place is not None}, **params}
+            of = of(**{name: given[name] for name in inputs_of(Function(of)) if name in given})
+        return Generated(self.input, self.head.table, of, first)
 
     def _made_of(self) -> dict[str, Any]:
         """What must be the same where a run is gone on with."""
@@ -216,13 +235,14 @@ class _Job:
         functions = [(each.call, each.bound, each.init) for part in parts for each in part.functions]
         words = [(type(part).__name__, part.__dict__.get("paths"), part.__dict__.get("refs"), part.name) for part in parts]
         head = self.head
-        given = {word: self.options.get(word) for word in ("params", "seed", "epoch")}
+        given = dict(self.options.get("params") or {})
         return {
             "flow": fingerprint(functions, words, lenient=True),
             "table": head.table,
             "rows": [head.size, head.start, head.stop],
             "input": None if self.input is None else [*stamp(self.input)],
             "params": fingerprint(given, lenient=True),
+            "seed": self.options.get("seed"),
             "exists": self.exists == "append",
         }
 
@@ -230,9 +250,12 @@ class _Job:
 class _Writing:
     """What is done in this process with what slices have given."""
 
-    def __init__(self, job: _Job, file: Tables) -> None:
+    def __init__(self, job: _Job, file: Tables, context: Context) -> None:
         self._job, self.writer, self.slices = job, Writer(file), 0
-        self._operators: list[Any] = [each.begun(file) if isinstance(each, Stage) else each for each in job.behind]
+        ready = [each.begun(file) if isinstance(each, Stage) else each for each in job.behind]
+        self._operators: list[Any] = [
+            each.within(Setting(context, each.name)) if each.depends(context) else each for each in ready
+        ]
         for part in (part for each in (*job.pipe.operators, *job.behind) for part in each.inside):
             if isinstance(part, Append):
                 if part.dtype is not None:
@@ -246,6 +269,8 @@ class _Writing:
         at = Slice(job.input, job.head.table, handed.start, handed.stop, handed.rows)
         value: Any = Block(at, job.names, handed.made, handed.value, handed.over)
         for each in self._operators:
+            if each.setting is not None:
+                each.setting.at((self.slices,), behind=False)
             (value,) = each.called(value)
         self.writer.add(value)
         self.slices += 1
@@ -260,10 +285,15 @@ class _Writing:
 
 @final
 class Hand(Each[Any, Handed]):
-    """Blocks become what they have given; ``value``: also what the last function gave."""
+    """Blocks become what they have given.
 
-    def __init__(self, value: bool) -> None:
-        self.value = value
+    Args:
+        value: also what the last function gave.
+        takes: the parameters of the run for what is called in this process.
+    """
+
+    def __init__(self, value: bool, takes: frozenset[str]) -> None:
+        self.value, self.takes = value, takes
 
     @property
     def name(self) -> str:
@@ -280,6 +310,12 @@ class Hand(Each[Any, Handed]):
         return "hand"
 
 
+def _context(options: Mapping[str, Any]) -> Context:
+    """What a run is beside its data."""
+    words = ("seed", "epoch", "params", "resume")
+    return RunOptions(**{word: options[word] for word in words if word in options}).context
+
+
 def _operators(flow: Any, start: int | None, stop: int | None) -> list[Operator[Any, Any]]:
     """The operators of a flow, which begins with `Rows`."""
     if not isinstance(flow, Joins):
@@ -291,8 +327,8 @@ def _operators(flow: Any, start: int | None, stop: int | None) -> list[Operator[
     operators[0] = rows(
         head.table,
         size=head.size,
-        start=head.start if start is None else start,
-        stop=head.stop if stop is None else stop,
+        start=head.start if start is None or head.of is not None else start,
+        stop=head.stop if stop is None or head.of is not None else stop,
         name=head.as_,
         of=head.of,
     )
@@ -317,6 +353,13 @@ def _names(operators: Iterable[Operator[Any, Any]]) -> dict[str, Path]:
         elif isinstance(each, Need):
             names |= each.paths
     return names
+
+
+def _inputs(head: Rows, behind: Iterable[Operator[Any, Any]]) -> frozenset[str]:
+    """What functions name that are called in this process."""
+    functions = [function for each in behind for part in each.inside for function in part.functions]
+    made = [Function(head.of)] if callable(head.of) else []
+    return frozenset(name for function in (*functions, *made) for name in inputs_of(function))
 
 
 def _wants_value(behind: Iterable[Operator[Any, Any]], names: Mapping[str, Path]) -> bool:

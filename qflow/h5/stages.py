@@ -107,18 +107,14 @@ class Slices(Sequence[Slice]):
 class Generated:
     """The slices that a generator makes of a new table, from a row on; iterated once."""
 
-    def __init__(self, path: str | None, table: str, arrays: Iterable[Any], first: int, numbers: slice) -> None:
-        self.path, self.table, self.arrays, self.first, self.numbers = path, table, arrays, first, numbers
+    def __init__(self, path: str | None, table: str, arrays: Iterable[Any], first: int) -> None:
+        self.path, self.table, self.arrays, self.first = path, table, arrays, first
 
     def __iter__(self) -> Iterator[Slice]:
         at = self.first
-        wanted = range(1 << 62)[self.numbers]
-        for number, each in enumerate(self.arrays):
-            if self.numbers.stop is not None and number >= self.numbers.stop:
-                return
+        for each in self.arrays:
             rows = rows_of(each, f"The table {self.table!r}")
-            if number in wanted:
-                yield Slice(self.path, self.table, at, at + len(rows), rows)
+            yield Slice(self.path, self.table, at, at + len(rows), rows)
             at += len(rows)
 
 
@@ -159,7 +155,8 @@ def rows(
         start, stop: which rows; all when not given.
         name: the name of the input; the last part of the table's when not given.
         of: makes the rows: an iterable of arrays, or a function that gives one, for each slice the new rows ``dtype[rows, ...]``,
-            which are appended to the table.
+            which are appended to the table. A function is given parameters of the run, and ``start`` and ``stop`` of `run`, that
+            it names.
     Raises:
         GraphError: an argument is wrong; when it runs, there is no such table, or ``start`` is beyond its end.
     """
@@ -170,6 +167,8 @@ def rows(
         raise GraphError(f"`stop` is not before `start`, but got start={first}, stop={last}.")
     if of is not None and not callable(of) and not is_iterable(of):
         raise GraphError(f"`of` makes rows: an iterable of arrays, or a function that gives one, but got {got(of)}.")
+    if of is not None and (size is not None or first or last is not None):
+        raise GraphError("`of` makes the slices, so `size`, `start` and `stop` mean nothing here. Let it make what is wanted.")
     number = None if size is None else count(size, "size", 'h5.rows("hits", size=1024)')
     return Rows(named, _input(name or _short(named), named), number, first, last, of)
 

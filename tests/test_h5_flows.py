@@ -1,0 +1,566 @@
+"""Flows over tables: what the output holds, whatever the workers; wrong flows; and runs that are interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from itertools import chain
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import qflow as qf
+from qflow import h5
+from qflow.errors import GraphError, ResourceError
+
+HIT = np.dtype([("id", "i4"), ("q", "f4")])
+pytestmark = pytest.mark.usefixtures("one_nursery")
+
+
+@pytest.fixture
+def events(tmp_path):
+    """1000 hits, each of a track; a number for each hit."""
+    path, rng = tmp_path / "in.h5", np.random.default_rng(0)
+    hits = np.zeros(1000, HIT)
+    hits["id"], hits["q"] = np.arange(1000), rng.random(1000)
+    with h5.Tables(path, "w") as file:
+        file.append("hits", hits)
+        file.append("tracks", np.arange(100.0))
+        file.append("quality", np.arange(1000) % 5)
+        file.link("tracks", "hits", np.stack([rng.integers(0, 100, 1000), np.arange(1000)], axis=1))
+    return path
+
+
+def content(path):
+    """All datasets and attributes of a file."""
+    found = {}
+
+    def note(name, each):
+        data = (str(each.dtype), each.shape, each[:].tobytes()) if isinstance(each, h5py.Dataset) else None
+        found[name] = data, {key: str(value) for key, value in each.attrs.items()}
+
+    with h5py.File(path) as file:
+        file.visititems(note)
+    return found
+
+
+def calibrate(hits, tracks, numbers, gain=2.0):
+    assert tracks.shape == numbers.shape == (len(hits), 1)
+    return hits["q"] * gain + tracks[:, 0].filled(0)
+
+
+def spread(calib, quality):
+    return [np.full(number, charge) for number, charge in zip(quality, calib, strict=True)]
+
+
+def cluster(hits, rows, charges, rng):
+    number = len(hits) // 3
+    here = np.arange(number)
+    pairs = {"hits": np.stack([rows[:number], here], axis=1), "calib": np.stack([charges[:number], here], axis=1)}
+    return h5.linked(here + rng.random(number), pairs)
+
+
+class Count:
+    """Sees all slices, in order."""
+
+    def __init__(self, name="number"):
+        self.name = name
+
+    def begin(self, file):
+        self.hits = 0
+
+    def __call__(self, hits):
+        self.hits += len(hits)
+        return np.array([self.hits])
+
+    def end(self, file):
+        file.attrs("hits")[self.name] = self.hits
+
+
+calibrated = (
+    h5.need(tracks="hits -> tracks", numbers=("hits -> tracks", "index")) | qf.map(calibrate) | h5.append("calib", refs="1:1")
+)
+whole = (
+    calibrated
+    | h5.need(quality="quality")
+    | spread
+    | h5.append("reco/spread", refs="1:n", attrs={"unit": "keV"})
+    | h5.need(rows=("hits", "index"), charges=("hits -> calib", "index"))
+    | (lambda hits, rows, charges, rng: cluster(hits, rows, charges.compressed(), rng))
+    | h5.append("clusters", refs={"hits": "pairs", "calib": "pairs"}, dtype="f4")
+    | h5.stage(Count)
+    | h5.append("counts")
+)
+
+
+# ---- what the output holds
+
+
+def test_the_output_is_that_of_a_loop(events, tmp_path):
+    h5.run(h5.rows("hits", size=64) | whole, events, tmp_path / "out.h5", n=2, seed=3)
+    with h5.Tables(events) as file:
+        hits, tracks, quality = file["hits", :], file["hits", "tracks", :][:, 0], file["quality", :]
+    calib = hits["q"] * 2.0 + tracks.filled(0)
+    with h5.Tables(tmp_path / "out.h5") as file:
+        np.testing.assert_array_equal(file["calib", :], calib)
+        np.testing.assert_array_equal(file["hits", "calib", :].ravel(), calib)
+        np.testing.assert_array_equal(file["reco/spread", :], np.repeat(calib, quality))
+        counts = file["hits", "reco/spread", :].count(axis=1)
+        np.testing.assert_array_equal(counts, quality)
+        assert file.attrs("reco/spread")["unit"] == "keV"
+        sizes = np.diff([*range(0, 1000, 64), 1000])
+        numbers = np.concatenate([at * 64 + np.arange(size // 3) for at, size in enumerate(sizes)])
+        np.testing.assert_array_equal(file["clusters", "hits", :]["id"].ravel(), numbers)
+        np.testing.assert_array_equal(file["clusters", "calib", :].ravel(), calib[numbers])
+        assert file["clusters"].dtype == "f4"
+        np.testing.assert_array_equal(file["counts", :], np.cumsum(sizes))
+        assert file.attrs("hits")["number"] == 1000
+        for table in ("hits", "tracks", "quality"):
+            assert table in file
+        assert file["tracks", "hits", 5].size > 1
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_it_is_the_same_for_any_number_of_workers_and_any_engine(events, tmp_path, n):
+    flow = h5.rows("hits", size=96) | whole
+    h5.run(flow, events, tmp_path / "a.h5", seed=1, engine="serial")
+    h5.run(flow, events, tmp_path / "b.h5", seed=1, n=n)
+    assert content(tmp_path / "a.h5") == content(tmp_path / "b.h5")
+    assert sorted(os.listdir(tmp_path)) == ["a.h5", "b.h5", "in.h5"]
+
+
+def test_steps_with_marks_have_workers_of_their_own(events, tmp_path):
+    marked = qf.process(n=2)(calibrate)
+    flow = h5.rows("hits", size=96) | h5.need(tracks="hits -> tracks", numbers=("hits -> tracks", "index")) | marked | qf.queue(4)
+    h5.run(flow | qf.process(lambda value: value + 1) | h5.append("calib"), events, tmp_path / "a.h5")
+    h5.run(h5.rows("hits") | calibrated, events, tmp_path / "b.h5")
+    with h5.Tables(tmp_path / "a.h5") as a, h5.Tables(tmp_path / "b.h5") as b:
+        np.testing.assert_array_equal(a["calib", :], b["calib", :] + 1)
+
+
+@settings(max_examples=25)
+@given(
+    size=st.integers(1, 40),
+    start=st.integers(0, 30),
+    stop=st.none() | st.integers(30, 60),
+    counts=st.lists(st.integers(0, 3), min_size=50, max_size=50),
+)
+def test_references_are_exact_for_any_slices(tmp_path_factory, size, start, stop, counts):
+    folder = tmp_path_factory.mktemp("any")
+    with h5.Tables(folder / "in.h5", "w") as file:
+        file.append("a", np.array(counts))
+
+    def some(a, numbers):
+        return [10 * number + np.arange(count) for number, count in zip(numbers, a, strict=True)]
+
+    def ends(b, at):
+        kept = np.arange(len(b))[::-1]  # in another order
+        return h5.linked(b[kept], np.stack([kept, np.arange(len(b))], axis=1))
+
+    flow = (
+        h5.rows("a", size=size, start=start, stop=stop)
+        | h5.need(numbers=("a", "index"))
+        | some
+        | h5.append("b", refs="1:n", dtype=int)
+    )
+    flow = flow | h5.need(at=("a -> b", "index")) | ends | h5.append("c", refs={"b": "pairs"})
+    h5.run(flow, folder / "in.h5", folder / "out.h5", engine="serial")
+    with h5.Tables(folder / "out.h5") as file:
+        rows = range(start, 50 if stop is None else min(stop, 50))
+        expected = [[10 * row + i for i in range(counts[row])] for row in rows]
+        found = file["a", "b", rows] if rows else []
+        assert [row.compressed().tolist() for row in found] == expected
+        assert sorted(file["c", :].tolist()) == sorted(chain.from_iterable(expected))
+        np.testing.assert_array_equal(file["c", "b", :].ravel(), file["c", :])
+        regions = [file.region("a", "b")[row].tolist() for row in rows if counts[row]]
+        assert [stop - start for start, stop in regions] == [counts[row] for row in rows if counts[row]]
+
+
+def test_inputs_follow_references_from_and_to_what_the_slice_has_made(events, tmp_path):
+    seen = []
+
+    def look(first, back, back_numbers):
+        assert first.shape == back.shape[:2] == back_numbers.shape[:2]
+        seen.append((back["id"].ravel(), back_numbers.ravel()))
+
+    flow = (
+        h5.rows("hits", size=300)
+        | (lambda hits: hits["id"][::2])
+        | (lambda value: h5.linked(value, np.stack([value, np.arange(len(value))], axis=1)))
+        | h5.append("even", refs="pairs")
+        | h5.need(first="hits -> even", back="hits -> even -> hits", back_numbers=("hits -> even -> hits", "index"))
+    )
+    h5.run(flow | look, events, tmp_path / "out.h5", engine="serial")
+    ids = np.ma.concatenate([ids for ids, _ in seen])
+    np.testing.assert_array_equal(ids.compressed(), np.arange(0, 1000, 2))
+    np.testing.assert_array_equal(np.ma.concatenate([numbers for _, numbers in seen]).compressed(), np.arange(0, 1000, 2))
+
+
+def test_a_generator_makes_the_rows_of_the_table_that_is_gone_through(tmp_path):
+    def make(number=3):
+        return (np.arange(10 * each, 10 * each + 10) for each in range(number))
+
+    def copied(index, numbers):
+        assert np.array_equal(index, numbers % 30)  # another run appends behind those
+        return h5.linked(index, np.stack([numbers, np.arange(len(index))], axis=1))
+
+    def back(found, counted):
+        assert np.array_equal(found.ravel(), counted.ravel() % 30)
+        return found.ravel().filled(-1)
+
+    flow = h5.rows("input/index", of=make) | h5.need(numbers=("input/index", "index")) | copied | h5.append("copy", refs="pairs")
+    flow = (
+        flow
+        | h5.need(found="copy -> input/index", counted=("copy -> input/index", "index"))
+        | back
+        | h5.append("again", refs="1:1")
+    )
+    h5.run(flow, output=tmp_path / "out.h5", n=2)
+    h5.run(flow, output=tmp_path / "out.h5", n=2, exists="append", params={"number": 2})
+    with h5.Tables(tmp_path / "out.h5") as file:
+        np.testing.assert_array_equal(file["input/index", :], [*range(30), *range(20)])
+        for table in ("copy", "again"):
+            np.testing.assert_array_equal(file["input/index", table, :].ravel(), file["input/index", :])
+        ref, _ = file.ref("input/index", "copy")
+        np.testing.assert_array_equal(ref[:, 0], np.arange(50))
+
+
+def test_x8_the_example_of_h5flow(tmp_path):
+    """The content that `prior` lists for it, from functions in place of its classes."""
+
+    def chunks():
+        return (np.arange(1024 * number, 1024 * number + 1024) for number in range(10))
+
+    def copy(index, numbers):
+        children = np.minimum(np.arange(len(index))[:, None] + np.arange(10), len(index) - 1)
+        pairs = np.stack(np.broadcast_arrays(numbers[:, None], children), axis=-1).reshape(-1, 2)
+        return h5.linked(index, np.unique(pairs, axis=0))
+
+    shapes = set()
+
+    def look(example, numbers_of, once):
+        shapes.add((example.shape, numbers_of.shape, once.shape))
+
+    out = partial(h5.append, refs="pairs")
+    flow = (
+        h5.rows("input/index", of=chunks)
+        | h5.need(numbers=("input/index", "index"))
+        | copy
+        | out("stage0/example", name="stage0")
+        | h5.need(
+            example="input/index -> stage0/example",
+            numbers_of=("input/index -> stage0/example", "index"),
+            once="input/index -> stage0/example -> input/index",
+        )
+        | look
+        | copy
+        | out("stage1/example", name="stage1")
+        | copy
+        | out("example_stage2/example", name="stage2")
+    )
+    h5.run(flow, output=tmp_path / "out.h5", drop=["example_stage2"], engine="serial")
+    assert shapes == {((1024, 10), (1024, 10), (1024, 10, 10))}
+    with h5.Tables(tmp_path / "out.h5") as file:
+        assert [*file] == ["input/index", "stage0/example", "stage1/example"]
+        np.testing.assert_array_equal(file["input/index", :], np.arange(10240))
+        np.testing.assert_array_equal(file["stage1/example", :], np.arange(10240))
+        ref, _ = file.ref("input/index", "stage0/example")
+        assert ref.shape == (101950, 2)
+        assert ref[:11].tolist() == [*([0, each] for each in range(10)), [1, 1]]
+        assert ref[-2:].tolist() == [[10238, 10239], [10239, 10239]]
+        region = file.region("input/index", "stage0/example")
+        assert region[:3].tolist() == [(0, 10), (10, 20), (20, 30)]
+        assert region[-3:].tolist() == [(101944, 101947), (101947, 101949), (101949, 101950)]
+        back = file.region("stage0/example", "input/index")
+        assert [back[row].tolist() for row in (0, 1, 2, -1)] == [(0, 1), (1, 11), (2, 21), (101904, 101950)]
+        assert file["input/index", "stage0/example", 1020:1024][1].tolist() == [1021, 1022, 1023, *[None] * 1][:4]
+        assert file["stage0/example", "input/index", 20:22].tolist() == [[*range(11, 21)], [*range(12, 22)]]
+
+
+def test_slices_that_skip_make_nothing_and_the_others_go_on(events, tmp_path):
+    def odd(hits):
+        return qf.SKIP if hits["id"][0] % 200 else hits["id"]
+
+    flow = (
+        h5.rows("hits", size=100) | odd | h5.append("ids", refs="1:1") | qf.filter(lambda ids: ids[0] == 200) | h5.append("two")
+    )
+    done = h5.run(flow, events, tmp_path / "out.h5", n=2)
+    assert done.rows == {"ids": 500, "two": 100}
+    assert done.slices == 10
+
+
+def test_a_shared_resource_and_parameters_come_by_name(events, tmp_path):
+    table = qf.shared(np.arange(1000.0))
+
+    def look_up(hits, table, scale):
+        return table[hits["id"]] * scale
+
+    flow = h5.rows("hits") | look_up | h5.append("found", refs="1:1")
+    h5.run(flow, events, tmp_path / "out.h5", n=2, params={"table": table, "scale": 3})
+    with h5.Tables(tmp_path / "out.h5") as file:
+        np.testing.assert_array_equal(file["found", :], 3.0 * np.arange(1000))
+
+
+# ---- an output that is there
+
+
+def test_an_output_that_is_there_is_refused_overwritten_or_appended_to(events, tmp_path):
+    out = tmp_path / "out.h5"
+    flow = h5.rows("hits") | (lambda hits: hits["id"]) | h5.append("ids", refs="1:1")
+    h5.run(flow, events, out)
+    before = content(out)
+    with pytest.raises(GraphError, match='exists="append"'):
+        h5.run(flow, events, out)
+    assert content(out) == before
+    h5.run(flow, events, out, exists="overwrite")
+    assert content(out) == before
+    with pytest.raises(GraphError, match="leave `input` out"):
+        h5.run(flow, events, out, exists="append")
+    h5.run(flow, output=out, exists="append")
+    with h5.Tables(out) as file:
+        assert file["hits", "ids", :].tolist() == [[row, row] for row in range(1000)]
+    with pytest.raises(GraphError, match="already"):
+        h5.run(flow, events, events)
+
+
+def test_a_link_to_the_input_is_the_input(events, tmp_path):
+    (tmp_path / "link.h5").symlink_to(events)
+    with pytest.raises(GraphError, match="already"):
+        h5.run(h5.rows("hits") | len, events, tmp_path / "link.h5", exists="overwrite")
+    assert "hits/data" in content(events)
+
+
+# ---- wrong flows
+
+_wrong = {
+    "no table 'hit'.*did you mean 'hits'": h5.rows("hit") | len,
+    "no table 'trcks'.*did you mean": h5.rows("hits") | h5.need(x="hits -> trcks") | len,
+    "no references between 'hits' and 'quality'.*'tracks' -> 'hits'": h5.rows("hits") | h5.need(x="hits -> quality") | len,
+    "'tracks' has 100 rows and 'hits' has 1000": h5.rows("hits") | h5.need(x="tracks") | len,
+    "names `trucks`.*inputs are 'hits', 'tracks'": h5.rows("hits") | h5.need(tracks="hits -> tracks") | (lambda hits, trucks: 1),
+    "starts at row 1000 .*1000 rows": h5.rows("hits", start=1000) | len,
+    "begins with `h5.rows`": h5.need(x="hits") | len,
+    "works on streams": h5.rows("hits") | qf.pack(2) | len,
+    "one `h5.rows`": h5.rows("hits") | h5.rows("tracks"),
+    "appends to 'a' twice": h5.rows("hits") | len | h5.append("a") | len | h5.append("a"),
+    "whose rows the flow goes through": h5.rows("hits") | len | h5.append("hits"),
+    "another name": h5.rows("hits") | h5.need(x="quality") | len | h5.append("reco/x"),
+}
+
+
+@pytest.mark.parametrize("text", _wrong)
+def test_a_flow_that_names_what_is_not_there_says_what_there_is(events, tmp_path, text):
+    with pytest.raises(GraphError, match=text):
+        h5.run(_wrong[text], events, tmp_path / "out.h5")
+    assert os.listdir(tmp_path) == ["in.h5"]
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "text"),
+    [
+        (lambda: h5.rows(3), GraphError, "the name of a table"),
+        (lambda: h5.rows("hits", size=0), GraphError, "size"),
+        (lambda: h5.rows("hits", start=-1), GraphError, "0 or more"),
+        (lambda: h5.rows("hits", start=5, stop=4), GraphError, "start=5, stop=4"),
+        (lambda: h5.rows("my hits"), GraphError, "name=..."),
+        (lambda: h5.need(), GraphError, "names inputs"),
+        (lambda: h5.need(x="a -> "), GraphError, "hits -> tracks"),
+        (lambda: h5.need(x=("a", "rows")), GraphError, "index"),
+        (lambda: h5.append("a", refs="1:2"), GraphError, "one of '1:1', '1:n', 'pairs'"),
+        (lambda: h5.append("a", dtype="nothing"), GraphError, "type of numpy"),
+        (lambda: h5.stage(3), GraphError, "can be called"),
+        (lambda: h5.run(len, "a.h5", "b.h5"), GraphError, "takes a flow"),
+        (lambda: h5.run(h5.rows("a"), "a.h5"), GraphError, "`output` is the path"),
+    ],
+)
+def test_wrong_arguments_are_told_at_once(make, error, text):
+    with pytest.raises(error, match=text):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("flow", "error", "text"),
+    [
+        (h5.rows("hits") | (lambda hits: hits["q"][:3]) | h5.append("a", refs="1:1"), ValueError, "3 rows for 'a' were made of"),
+        (h5.rows("hits") | (lambda hits: "text") | h5.append("a"), TypeError, "gets rows"),
+        (h5.rows("hits") | (lambda hits: None) | h5.append("a"), TypeError, "gets rows"),
+        (h5.rows("hits") | h5.append("a"), TypeError, "behind a function"),
+        (h5.rows("hits") | (lambda hits: iter(hits)) | h5.append("a"), TypeError, "gives an iterator"),
+        (h5.rows("hits") | (lambda hits: h5.linked([1.0], [[0, 1]])) | h5.append("a", refs="pairs"), IndexError, "names row 1"),
+        (h5.rows("hits") | (lambda hits: h5.linked([1.0], [[5000, 0]])) | h5.append("a", refs="pairs"), IndexError, "row 5000"),
+        (h5.rows("hits") | (lambda hits: hits["q"]) | h5.append("a", refs="pairs"), TypeError, "linked"),
+        (h5.rows("hits") | (lambda hits: h5.linked(hits["q"], [])) | h5.append("a"), TypeError, "pairs"),
+        (h5.rows("hits") | (lambda hits: hits["q"]) | h5.append("a", dtype=int), TypeError, "safe|same_kind"),
+        (h5.rows("hits") | (lambda hits: hits["q"]) | h5.append("quality", name="other"), GraphError, "quality"),
+    ],
+)
+@pytest.mark.parametrize("n", [1, 2])
+def test_wrong_results_are_told_and_leave_no_output(events, tmp_path, flow, error, text, n):
+    before = events.read_bytes()
+    with pytest.raises(error, match=text):
+        h5.run(flow, events, tmp_path / "out.h5", n=n)
+    assert events.read_bytes() == before
+    assert set(os.listdir(tmp_path)) <= {"in.h5", "out.h5.journal"}
+
+
+@pytest.mark.parametrize("how", ["truncated", "text", "locked", "missing"])
+def test_an_input_that_cannot_be_read_is_named(events, tmp_path, how):
+    held = None
+    if how == "truncated":
+        events.write_bytes(events.read_bytes()[:-1000])
+    elif how == "text":
+        events.write_text("no HDF5")
+    elif how == "locked":
+        held = subprocess.Popen(
+            [sys.executable, "-c", f"import h5py; f = h5py.File({str(events)!r}, 'r+'); print(flush=True); input()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        held.stdout.readline()
+    else:
+        events.unlink()
+    with pytest.raises(OSError, match=r"in\.h5") as found:
+        h5.run(h5.rows("hits") | len, events, tmp_path / "out.h5")
+    assert found.value.filename == str(events)
+    if held is not None:
+        held.communicate(b"\n")
+
+
+def test_contiguous_and_empty_tables_are_gone_through(tmp_path):
+    with h5py.File(tmp_path / "in.h5", "w") as file:
+        file["plain/data"] = np.arange(300_000)
+        file["empty/data"] = np.empty(0)
+    done = h5.run(h5.rows("plain") | (lambda plain: plain) | h5.append("out", refs="1:1"), tmp_path / "in.h5", tmp_path / "a.h5")
+    assert done.slices == 3
+    done = h5.run(h5.rows("empty") | (lambda empty: empty) | h5.append("out", dtype=float), tmp_path / "in.h5", tmp_path / "b.h5")
+    assert done.slices == 0
+    with h5.Tables(tmp_path / "b.h5") as file:
+        assert file["out"].shape == (0,)
+
+
+# ---- interruptions
+
+SCRIPT = """
+import os, sys, signal
+import numpy as np
+from qflow import h5
+
+class Total:
+    def begin(self, file):
+        self.total = 0
+    def __call__(self, ids):
+        self.total += int(ids.sum())
+        return np.array([self.total])
+    def end(self, file):
+        file.attrs("ids")["total"] = self.total
+
+def ids(hits, rng):
+    return hits["id"] + rng.integers(1000)
+
+def total(value, rng):
+    return value + rng.integers(1000)
+
+def flow():
+    return h5.rows("hits", size=50) | ids | h5.append("ids", refs="1:1") | h5.stage(Total) | total | h5.append("totals")
+
+if __name__ == "__main__":
+    from qflow.h5 import journal
+    fatal, number, add = int(sys.argv[1]), 0, journal.Journal.add
+    def dying(self, handed):
+        global number
+        add(self, handed)
+        number += 1
+        if number == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+    journal.Journal.add = dying
+    h5.run(flow(), sys.argv[2], sys.argv[3], n=int(sys.argv[4]), resume=True, seed=7)
+"""
+
+
+@pytest.mark.parametrize("cut", [0, 1, 7, 60])
+def test_a_killed_run_leaves_no_output_and_goes_on_where_it_was(events, tmp_path, cut):
+    script, out = tmp_path / "script.py", tmp_path / "out.h5"
+    script.write_text(SCRIPT)
+    for fatal in (3, 6, 4):
+        ended = subprocess.run([sys.executable, script, str(fatal), events, out, "2"], check=False)
+        assert ended.returncode == -signal.SIGKILL
+        assert not out.exists()
+        journal = tmp_path / "out.h5.journal"
+        if cut:
+            journal.write_bytes(journal.read_bytes()[:-cut])
+    namespace = {"__name__": "script"}
+    exec(SCRIPT, namespace)
+    with pytest.raises(GraphError, match="resume=True"):
+        h5.run(namespace["flow"](), events, out)
+    subprocess.run([sys.executable, script, "-1", events, out, "1"], check=True)
+    h5.run(namespace["flow"](), events, tmp_path / "whole.h5", seed=7)
+    assert content(out) == content(tmp_path / "whole.h5")
+    assert sorted(os.listdir(tmp_path)) == ["in.h5", "out.h5", "script.py", "whole.h5"]
+
+
+def test_a_failed_run_keeps_what_it_has_and_says_so(events, tmp_path):
+    def fails(hits, limit):
+        if hits["id"][0] >= limit:
+            raise RuntimeError("broken")
+        return hits["id"]
+
+    flow = h5.rows("hits", size=100) | fails | h5.append("ids", refs="1:1")
+    with pytest.raises(RuntimeError, match="broken") as found:
+        h5.run(flow, events, tmp_path / "out.h5", params={"limit": 500})
+    assert any("resume=True" in note for note in found.value.__notes__)
+    assert sorted(os.listdir(tmp_path)) == ["in.h5", "out.h5.journal"]
+    with pytest.raises(GraphError, match="another params"):
+        h5.run(flow, events, tmp_path / "out.h5", resume=True, params={"limit": 5000})
+    os.utime(events)
+    with pytest.raises(GraphError, match="another input"):
+        h5.run(flow, events, tmp_path / "out.h5", resume=True, params={"limit": 500})
+    assert h5.run(flow, events, tmp_path / "out.h5", exists="overwrite", params={"limit": 5000}).rows == {"ids": 1000}
+    assert sorted(os.listdir(tmp_path)) == ["in.h5", "out.h5"]
+
+
+def test_two_runs_do_not_write_one_output(events, tmp_path):
+    def again(hits):
+        with pytest.raises(ResourceError, match="Another run"):
+            h5.run(flow, events, tmp_path / "out.h5", exists="overwrite")
+        return hits["id"]
+
+    flow = h5.rows("hits", size=1000) | again | h5.append("ids")
+    assert h5.run(flow, events, tmp_path / "out.h5", engine="serial").rows == {"ids": 1000}
+
+
+def test_a_journal_keeps_each_type_of_rows(events, tmp_path):
+    kinds = [
+        np.dtype("M8[ns]"),
+        np.dtype("S7"),
+        np.dtype("c16"),
+        np.dtype([("a", "f4", (2, 3)), ("b", [("c", "?")])]),
+        np.dtype("f2"),
+    ]
+    for number, kind in enumerate(kinds):
+        rows = np.zeros((4, 2), kind)
+        raw = np.random.default_rng(0).integers(0, 2, rows.nbytes, np.uint8)
+        made = h5.block.Made("a", np.frombuffer(raw, kind).reshape(4, 2), {"b": "1:1", "c": np.arange(6).reshape(3, 2)})
+        path = str(tmp_path / f"{number}.journal")
+        written = h5.journal.Handed(3, 7, False, ..., (made,))
+        journal = h5.journal.Journal(path)
+        journal.begin({"x": 1, "state": {"y": 2}})
+        journal.add(written)
+        journal.add(written._replace(over=True, made=(), value=np.empty((0, 2), kind)))
+        journal.close()
+        journal = h5.journal.Journal(path)
+        assert journal.state({"x": 1}) == {"y": 2}
+        first, second = journal.read()
+        journal.close()
+        assert first.made[0].rows.tobytes() == made.rows.tobytes()
+        assert first.made[0].rows.dtype == kind
+        assert first.made[0].links["b"] == "1:1"
+        np.testing.assert_array_equal(first.made[0].links["c"], made.links["c"])
+        assert second.over
+        assert second.value.dtype == kind
+        assert second.value.shape == (0, 2)
