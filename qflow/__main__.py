@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
 import qflow
+from qflow.config import command as tables
 from qflow.demo import command as demo
 
 
@@ -25,7 +26,7 @@ class Command(Protocol):
     def run(self, arguments: argparse.Namespace, /) -> int: ...
 
 
-COMMANDS: dict[str, Command] = {"demo": demo}
+COMMANDS: dict[str, Command] = {"demo": demo, "h5": tables}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_arguments(choice.add_parser(name, help=command.HELP, description=command.HELP, allow_abbrev=False))
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
-        _refuse(choice.choices[arguments.command], unknown[0])
+        _refuse(getattr(arguments, "parser", choice.choices[arguments.command]), unknown[0])
     return COMMANDS[arguments.command].run(arguments)
 
 

@@ -16,7 +16,11 @@ PACKAGE = Path(qf.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 UPPER = "watch", "h5", "files", "train", "testing", "compat"
-LEVELS = {"errors": 0, "graph": 1, "runtime": 2, "engines": 3} | dict.fromkeys(UPPER, 4) | {"demo": 5, "bench": 6, "__main__": 6}
+LEVELS = (
+    {"errors": 0, "graph": 1, "runtime": 2, "engines": 3}
+    | dict.fromkeys(UPPER, 4)
+    | {"demo": 5, "config": 5, "bench": 6, "__main__": 6}
+)
 # The package's own file names everything; it is imported by nothing below the upper layers.
 ROOT = 4
 

@@ -5,7 +5,8 @@ Each error names what is there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any
@@ -26,18 +27,23 @@ def check(operators: Iterable[Operator[Any, Any]], file: Tables | None, params: 
         file: that is read, if there is one.
         params: of the run.
     """
-    seen: _Seen | None = None
-    for each in operators:
-        if isinstance(each, Rows):
-            if seen is not None:
-                raise GraphError("A flow over tables has one `h5.rows`, at its head.")
-            seen = _Seen(each, file)
-        elif seen is None:
-            raise GraphError(
-                f'A flow over tables begins with `h5.rows`, but `{each!r}` stands before. Write `h5.rows("hits") | ...`.'
-            )
-        else:
+    head, *others = operators
+    assert isinstance(head, Rows)
+    with _at(head):
+        seen = _Seen(head, file)
+    for each in others:
+        with _at(each):
             _checked(each, seen, params)
+
+
+@contextmanager
+def _at(operator: Operator[Any, Any]) -> Iterator[None]:
+    """An error says where an operator was written, if it knows that: in a file of YAML."""
+    try:
+        yield
+    except GraphError as error:
+        where = getattr(operator, "where", None)
+        raise error if where is None else GraphError(f"{where}: {error}") from None
 
 
 class _Seen:
@@ -82,6 +88,8 @@ class _Seen:
 
 def _checked(operator: Operator[Any, Any], seen: _Seen, params: Mapping[str, Any]) -> None:
     match operator:
+        case Rows():
+            raise GraphError("A flow over tables has one `h5.rows`, at its head.")
         case Need():
             for name, path in operator.paths.items():
                 for table in path.tables:

@@ -28,7 +28,7 @@ from qflow.h5.block import ROWS, Block, Path, Slice, inputs_of
 from qflow.h5.checking import check
 from qflow.h5.files import stamp
 from qflow.h5.journal import Handed, Journal, begun
-from qflow.h5.stages import Append, Generated, Need, Rows, Slices, Stage, rows
+from qflow.h5.stages import Append, Generated, Need, Rows, Slices, Stage
 from qflow.h5.tables import Tables
 from qflow.h5.writer import Writer
 
@@ -55,6 +55,7 @@ def run(
     resume: bool = False,
     drop: Iterable[str] = (),
     compression: str | int | None = None,
+    attrs: Mapping[str, Mapping[str, Any]] | None = None,
     progress: bool = False,
     **options: Any,
 ) -> Summary:
@@ -90,6 +91,7 @@ def run(
         resume: go on with a run that was interrupted; if there is none, begin.
         drop: tables that are only wanted meanwhile; see `Tables`.
         compression: of new tables; see `Tables`.
+        attrs: attributes by the names of groups of the output.
         progress: show a bar (``pip install 'qflow[files]'``).
         options: of the run, as ``pipe(xs, ...)`` has them: ``params``, ``seed``, ``engine``.
     Raises:
@@ -98,7 +100,8 @@ def run(
         OSError: a file is missing, locked by a writer, or no complete HDF5 file; with its path.
     """
     try:
-        return _Job(flow, input, output, n, start, stop, exists, drop, compression, options).done(resume, progress)
+        job = _Job(flow, input, output, n, start, stop, exists, drop, compression, options)
+        return job.done(attrs or {}, resume, progress)
     finally:
         readers.close()  # nobody can write a file that is open for reading
 
@@ -162,7 +165,7 @@ class _Job:
             raise FileNotFoundError(ENOENT, "There is no such folder for the output", folder)
         return input
 
-    def done(self, resume: bool, progress: bool) -> Summary:
+    def done(self, attrs: Mapping[str, Mapping[str, Any]], resume: bool, progress: bool) -> Summary:
         """Run it."""
         partial, path = f"{self.output}.partial", f"{self.output}.journal"
         left = begun(path)
@@ -179,6 +182,8 @@ class _Job:
             with Tables(partial, "a", compression=self.compression, drop=self.drop) as file:
                 first = len(file[self.head.table]) if self.head.of is not None and self.head.table in file else 0
                 writing = _Writing(self, file, _context(options))
+                for group, each in attrs.items():
+                    file.attrs(group).update(each)
                 slices = self._slices(first)
                 for handed in journal.read() if resume else ():
                     writing.add(handed)
@@ -324,21 +329,14 @@ def _operators(flow: Any, start: int | None, stop: int | None) -> list[Operator[
     head = operators[0] if operators else None
     if not isinstance(head, Rows):
         raise GraphError(f'A flow over tables begins with `h5.rows`, but got {flow!r}. Write `h5.rows("hits") | ...`.')
-    operators[0] = rows(
-        head.table,
-        size=head.size,
-        start=head.start if start is None or head.of is not None else start,
-        stop=head.stop if stop is None or head.of is not None else stop,
-        name=head.as_,
-        of=head.of,
-    )
+    operators[0] = head.between(start, stop)
     return operators
 
 
 def _marked(operators: list[Operator[Any, Any]], n: int | None) -> list[Any]:
     """With workers."""
     if not any(isinstance(each, Step) for each in operators):
-        return [process(n=1 if n is None else n)(Flow(*operators))]
+        return [process(n=1 if n is None else n, name="slices")(Flow(*operators))]
     if n is not None:
         raise GraphError("`n` is for a flow without marks; here the marks say how many workers there are.")
     return operators

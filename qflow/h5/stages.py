@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from functools import partial
 from typing import Any, final
 
 import numpy as np
@@ -16,7 +18,7 @@ import numpy as np
 from qflow.errors import GraphError, describe, got
 from qflow.graph.carrier import Carrier
 from qflow.graph.flow import Beginning, Each, Operator
-from qflow.graph.function import Function, is_iterable
+from qflow.graph.function import Function, function_text, is_iterable
 from qflow.graph.options import RunOptions
 from qflow.graph.sizes import count
 from qflow.h5 import readers
@@ -60,6 +62,14 @@ class Rows(Each[Any, Carrier]):
             )
         return Beginning(self.slices(os.fspath(paths[0])), (self,))
 
+    def between(self, start: int | None, stop: int | None) -> Rows:
+        """Itself with other rows, where a run says which; of a generator these are no rows."""
+        found = copy(self)
+        if self.of is None:
+            found.start = self.start if start is None else _place(start, "start")
+            found.stop = self.stop if stop is None else _place(stop, "stop")
+        return found
+
     def slices(self, path: str | None) -> Slices:
         """The slices of a file."""
         if path is None:
@@ -80,7 +90,7 @@ class Rows(Each[Any, Carrier]):
         plain = {"size": (self.size, None), "start": (self.start, 0), "stop": (self.stop, None)}
         words = [f"{word}={value!r}" for word, (value, default) in plain.items() if value != default]
         words += [] if self.as_ == _short(self.table) else [f"name={self.as_!r}"]
-        words += [] if self.of is None else [f"of={describe(self.of)}"]
+        words += [] if self.of is None else [f"of={_made_by(self.of)}"]
         return f"h5.rows({', '.join([repr(self.table), *words])})"
 
 
@@ -495,6 +505,14 @@ def _table(name: Any, word: str) -> str:
 
 def _short(table: str) -> str:
     return table.rpartition("/")[2]
+
+
+def _made_by(of: Any) -> str:
+    """What makes rows, for people."""
+    if isinstance(of, partial):
+        words = [_made_by(of.func), *map(repr, of.args), *(f"{name}={value!r}" for name, value in of.keywords.items())]
+        return f"partial({', '.join(words)})"
+    return function_text(Function(of)) if callable(of) else describe(of)
 
 
 def _input(name: Any, table: str) -> str:
