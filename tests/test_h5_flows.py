@@ -564,3 +564,80 @@ def test_a_journal_keeps_each_type_of_rows(events, tmp_path):
         assert second.over
         assert second.value.dtype == kind
         assert second.value.shape == (0, 2)
+
+
+# ---- ranks
+
+RANKS = """
+import os, sys
+import numpy as np
+from qflow import h5
+
+def ids(hits, rng):
+    return hits["id"] + rng.integers(1000)
+
+class Total:
+    def begin(self, file):
+        self.total = 0
+    def __call__(self, ids):
+        self.total += int(ids.sum())
+        return np.array([self.total])
+    def end(self, file):
+        file.attrs("ids")["total"] = self.total
+
+def fails(hits):
+    where = os.environ.get("FAILS", "")
+    if where and hits["id"][0] >= 300 and os.environ["RANK"] == where[1:]:
+        if where[0] == "k":
+            os.kill(int(os.environ["PARENT"]), 9)
+        raise RuntimeError("broken")
+    return hits["id"]
+
+if __name__ == "__main__":
+    os.environ["PARENT"] = str(os.getpid())
+    flow = h5.rows("hits", size=90) | ids | h5.append("ids", refs="1:1") | fails
+    flow = flow | h5.append("same", refs={"hits": "1:1", "ids": "1:1"}) | h5.stage(Total) | h5.append("totals")
+    print(h5.run(flow, sys.argv[1], sys.argv[2], n=2, seed=4, resume="resume" in sys.argv))
+"""
+
+
+def ranks(tmp_path, count, *arguments, **environment):
+    """Processes as torchrun starts them."""
+    (tmp_path / "ranks.py").write_text(RANKS)
+    base = {**os.environ, **environment, "WORLD_SIZE": str(count)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, tmp_path / "ranks.py", *arguments],
+            env={**base, "RANK": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in reversed(range(count))
+    ]
+    found = [(each.communicate(timeout=100), each.returncode) for each in reversed(started)]
+    return [code for _, code in found], [out + err for (out, err), _ in found]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_ranks_write_what_one_does(events, tmp_path, count):
+    assert ranks(tmp_path, 1, events, tmp_path / "one.h5")[0] == [0]
+    codes, texts = ranks(tmp_path, count, events, tmp_path / "out.h5")
+    assert codes == [0] * count, texts
+    assert "slices=12" in texts[0]
+    assert content(tmp_path / "out.h5") == content(tmp_path / "one.h5")
+    assert sorted(os.listdir(tmp_path)) == ["in.h5", "one.h5", "out.h5", "ranks.py"]
+
+
+@pytest.mark.parametrize("fails", ["r0", "r1", "k0", "k1"])
+def test_when_a_rank_fails_or_is_killed_the_others_hear_it_and_all_go_on_later(events, tmp_path, fails):
+    codes, texts = ranks(tmp_path, 2, events, tmp_path / "out.h5", FAILS=fails)
+    assert all(codes), texts
+    assert codes[int(fails[1])] == (-signal.SIGKILL if fails[0] == "k" else 1)
+    assert "ResourceError" in texts[1 - int(fails[1])]
+    assert not (tmp_path / "out.h5").exists()
+    codes, texts = ranks(tmp_path, 2, events, tmp_path / "out.h5", "resume")
+    assert codes == [0, 0], texts
+    ranks(tmp_path, 1, events, tmp_path / "one.h5")
+    assert content(tmp_path / "out.h5") == content(tmp_path / "one.h5")
+    assert sorted(os.listdir(tmp_path)) == ["in.h5", "one.h5", "out.h5", "ranks.py"]

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import struct
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, final
@@ -22,8 +23,10 @@ from numpy.lib import format as npy
 from qflow.errors import GraphError, ResourceError
 from qflow.h5.block import ROWS, Made
 
-VERSION = 1
+VERSION, END = 1, "end"
 _FRAME = struct.Struct("<QQI")
+_LOCK = struct.Struct("@hhqqi4x")  # struct flock of fcntl(2)
+_WHOLE = _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # of an open file, so that copies of the process hold it, too
 
 
 class Handed(NamedTuple):
@@ -48,19 +51,34 @@ class Journal:
     def __init__(self, path: str) -> None:
         self.path = path
         self._file = _locked(path)
+        self.slices = 0  # of the run that was interrupted
 
     def begin(self, head: Mapping[str, Any]) -> None:
         """Begin anew.
 
         Args:
-            head: what the run is made of; ``state``: what it can be gone on from.
+            head: what the run is made of; ``state``: what it can be gone on from; ``meeting``: see there.
         """
-        self._file.truncate(0)
-        self._write(json.dumps({"qflow.h5.journal": VERSION, **head}).encode(), [])
+        self._file.seek(0)
+        self._file.truncate()
+        self._write(_head(head), [])
+
+    def meet(self, meeting: str) -> None:
+        """Change the word ``meeting`` of the head, which has as many letters as before."""
+        place = self._file.tell()
+        self._file.seek(0)
+        found = _frame(self._file)
+        assert found is not None
+        self._file.seek(0)
+        self._write(_head({**json.loads(found[0]), "meeting": meeting}), [])
+        self._file.seek(place)
 
     def state(self, head: Mapping[str, Any]) -> dict[str, Any]:
-        """Go on -> the state with which the run began; a GraphError if it was made of anything else."""
-        found = self._frame()
+        """Go on -> the state with which the run began; a GraphError if it was made of anything else.
+
+        What is behind the last whole record goes.
+        """
+        found = _frame(self._file)
         there = None if found is None else json.loads(found[0])
         if not isinstance(there, dict) or there.pop("qflow.h5.journal", None) != VERSION or "state" not in there:
             raise GraphError(f"{self.path!r} is no journal of `h5.run`. Remove it, and run without `resume=True`.")
@@ -70,18 +88,30 @@ class Journal:
                     f"The run that was interrupted had another {word} ({there.get(word)!r}, now {value!r}). "
                     'Go on with what it was begun with, or begin anew by `exists="overwrite"`.'
                 )
+        place = self._file.tell()
+        while (found := _frame(self._file)) is not None and END not in json.loads(found[0]):
+            self.slices += 1
+        if found is not None:
+            self._file.seek(-(_FRAME.size + len(found[0])), os.SEEK_CUR)
+        self._file.truncate()
+        self._file.seek(place)
         return dict(there["state"])
 
     def read(self) -> Iterator[Handed]:
-        """Behind `state`: what slices have given, up to the first record that is not whole, which goes."""
-        while (found := self._frame()) is not None:
+        """Behind `state`: what slices have given."""
+        for _ in range(self.slices):
+            found = _frame(self._file)
+            assert found is not None, "looked at before"
             yield _handed(json.loads(found[0]), found[1])
-        self._file.truncate()
 
     def add(self, handed: Handed) -> None:
         """Write what a slice has given, at once."""
         header, arrays = _record(handed)
         self._write(json.dumps(header).encode(), arrays)
+
+    def end(self, failed: str = "") -> None:
+        """There are no more slices, or they failed."""
+        self._write(json.dumps({END: failed}).encode(), [])
 
     def close(self) -> None:
         """Let another run write the output."""
@@ -100,29 +130,74 @@ class Journal:
             self._file.write(part)
         self._file.flush()
 
-    def _frame(self) -> tuple[bytes, bytes] | None:
-        """The next record; None, and back at its place: there is none that is whole."""
-        place = self._file.tell()
-        frame = self._file.read(_FRAME.size)
-        if len(frame) == _FRAME.size:
-            header_size, size, crc = _FRAME.unpack(frame)
-            if place + _FRAME.size + header_size + size <= self._size:
-                header, body = self._file.read(header_size), self._file.read(size)
-                if zlib.crc32(body, zlib.crc32(header)) == crc:
-                    return header, body
-        self._file.seek(place)
-        return None
 
-    @property
-    def _size(self) -> int:
-        return os.fstat(self._file.fileno()).st_size
+def _head(head: Mapping[str, Any]) -> bytes:
+    return json.dumps({"qflow.h5.journal": VERSION, **head}).encode()
+
+
+def _frame(file: Any) -> tuple[bytes, bytes] | None:
+    """The next record of a file; None, and back at its place: there is none that is whole."""
+    place = file.tell()
+    frame = file.read(_FRAME.size)
+    if len(frame) == _FRAME.size:
+        header_size, size, crc = _FRAME.unpack(frame)
+        if place + _FRAME.size + header_size + size <= os.fstat(file.fileno()).st_size:
+            header, body = file.read(header_size), file.read(size)
+            if zlib.crc32(body, zlib.crc32(header)) == crc:
+                return header, body
+    file.seek(place)
+    return None
+
+
+def follow(path: str, meeting: str, pause: float) -> Iterator[Handed]:
+    """What another rank of a meeting writes to its journal, as it comes; looked for after pauses of so many seconds.
+
+    Raises:
+        ResourceError: that rank has failed, or is gone.
+    """
+    with contextlib.ExitStack() as stack:
+        while (file := _of_meeting(path, meeting)) is None:
+            time.sleep(pause)
+        stack.enter_context(file)
+        while True:
+            gone = free(path)
+            found = _frame(file)
+            if found is None:
+                if gone:
+                    raise ResourceError(f"The rank that wrote {path!r} is gone.")
+                time.sleep(pause)
+                continue
+            header = json.loads(found[0])
+            if END in header:
+                if header[END]:
+                    raise ResourceError(f"Another rank has failed: {header[END]}")
+                return
+            yield _handed(header, found[1])
+
+
+def _of_meeting(path: str, meeting: str) -> Any:
+    """A journal, behind its head, if it is of a meeting."""
+    with contextlib.suppress(FileNotFoundError):
+        file = open(path, "rb")
+        found = _frame(file)
+        if found is not None and json.loads(found[0]).get("meeting") == meeting:
+            return file
+        file.close()
+    return None
+
+
+def free(path: str) -> bool:
+    """Whether nobody has a journal open that is there."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        return bool(_LOCK.unpack(fcntl.fcntl(file, fcntl.F_OFD_GETLK, _WHOLE))[0] == fcntl.F_UNLCK)
+    return False
 
 
 def begun(path: str) -> bool:
     """Whether there is a journal with slices in it."""
-    with contextlib.suppress(OSError, struct.error), open(path, "rb") as file:
-        header, size, _ = _FRAME.unpack(file.read(_FRAME.size))
-        return os.fstat(file.fileno()).st_size > _FRAME.size + int(header) + int(size)
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        first = _frame(file) and _frame(file)
+        return first is not None and END not in json.loads(first[0])
     return False
 
 
@@ -131,7 +206,7 @@ def _locked(path: str) -> Any:
     while True:
         file = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, _WHOLE)
         except OSError:
             file.close()
             raise ResourceError(f"Another run writes this output at the moment: it holds {path!r}.") from None

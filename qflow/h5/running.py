@@ -11,23 +11,26 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from errno import ENOENT
 from importlib.util import find_spec
 from typing import Any, NamedTuple, final
 
 from qflow.errors import GraphError, got
-from qflow.graph.context import Context, Setting, drawn_seed
+from qflow.graph.context import Context, Drawn, Setting, drawn_seed
 from qflow.graph.fingerprint import fingerprint
 from qflow.graph.flow import Each, Flow, Joins, Operator
 from qflow.graph.function import Function
 from qflow.graph.marks import Step, process
 from qflow.graph.options import RunOptions
+from qflow.graph.ranks import checked, rank
+from qflow.graph.shard import Shard
 from qflow.h5 import readers
 from qflow.h5.block import ROWS, Block, Path, Slice, inputs_of
 from qflow.h5.checking import check
 from qflow.h5.files import stamp
 from qflow.h5.journal import Handed, Journal, begun
+from qflow.h5.meeting import Meeting
 from qflow.h5.stages import Append, Generated, Need, Rows, Slices, Stage
 from qflow.h5.tables import Tables
 from qflow.h5.writer import Writer
@@ -36,7 +39,7 @@ EXISTS = ("refuse", "overwrite", "append")
 
 
 class Summary(NamedTuple):
-    """What a run has done: ``rows``: appended, by tables."""
+    """What a run has done: slices, of all ranks in rank 0, else of this one; rows that rank 0 appended, by tables."""
 
     output: str
     slices: int
@@ -57,6 +60,7 @@ def run(
     compression: str | int | None = None,
     attrs: Mapping[str, Mapping[str, Any]] | None = None,
     progress: bool = False,
+    shard: tuple[int, int] | None = None,
     **options: Any,
 ) -> Summary:
     """Run a flow over tables: the output has the tables of the input and what the flow appends.
@@ -92,6 +96,8 @@ def run(
         drop: tables that are only wanted meanwhile; see `Tables`.
         compression: of new tables; see `Tables`.
         attrs: attributes by the names of groups of the output.
+        shard: which of how many ranks this is; what the launcher says when not given (MPI, torchrun, a Slurm step). Rank r of R
+            has slices r, r + R, ...; rank 0 writes, and the output is that of one rank. All see the folder of the output.
         progress: show a bar (``pip install 'qflow[files]'``).
         options: of the run, as ``pipe(xs, ...)`` has them: ``params``, ``seed``, ``engine``.
     Raises:
@@ -100,7 +106,7 @@ def run(
         OSError: a file is missing, locked by a writer, or no complete HDF5 file; with its path.
     """
     try:
-        job = _Job(flow, input, output, n, start, stop, exists, drop, compression, options)
+        job = _Job(flow, input, output, n, start, stop, exists, drop, compression, shard, options)
         return job.done(attrs or {}, resume, progress)
     finally:
         readers.close()  # nobody can write a file that is open for reading
@@ -120,6 +126,7 @@ class _Job:
         exists: str,
         drop: Iterable[str],
         compression: Any,
+        shard: tuple[int, int] | None,
         options: dict[str, Any],
     ) -> None:
         if exists not in EXISTS:
@@ -134,6 +141,7 @@ class _Job:
                 )
         self.drop, self.compression, self.options = tuple([drop] if isinstance(drop, str) else drop), compression, options
         self.places = {"start": start, "stop": stop}  # of a generator
+        self.rank = rank() if shard is None else checked(*shard, f"shard={shard!r}")
         operators = _operators(flow, start, stop)
         file = None if self.input is None else readers.tables(self.input)
         check([part for each in operators for part in each.inside], file, options.get("params") or {})
@@ -142,7 +150,8 @@ class _Job:
         self.behind = operators[place:]
         self.names = _names(operators[:place])
         hand = Hand(_wants_value(self.behind, self.names), _inputs(self.head, self.behind))
-        self.pipe = Flow(*_marked([*operators[:place], hand], n))
+        parts = [] if self.rank.count == 1 else [Shard(self.rank.index, self.rank.count)]
+        self.pipe = Flow(*parts, *_marked([*operators[:place], hand], n))
 
     def _read(self, input: str | None) -> str | None:
         """Which file is read."""
@@ -167,67 +176,100 @@ class _Job:
 
     def done(self, attrs: Mapping[str, Mapping[str, Any]], resume: bool, progress: bool) -> Summary:
         """Run it."""
-        partial, path = f"{self.output}.partial", f"{self.output}.journal"
+        meeting = Meeting(self.output, self.rank)
+        path = meeting.journal(self.rank.index)
         left = begun(path)
-        if left and not resume and self.exists != "overwrite":
+        if self.exists == "overwrite" and not resume:
+            meeting.clear()
+        elif left and not resume:
             raise GraphError(
                 f"A run into {self.output!r} was interrupted, and left {path!r}. Go on with it by `resume=True`, "
                 'or begin anew by `exists="overwrite"`.'
             )
-        resume = resume and left
+        elif self.rank.index == 0:
+            meeting.check()
         journal = Journal(path)
+        own = None
         try:
-            options = self._options(journal.state(self._made_of()) if resume else None)
-            self._copy(partial)
-            with Tables(partial, "a", compression=self.compression, drop=self.drop) as file:
-                first = len(file[self.head.table]) if self.head.of is not None and self.head.table in file else 0
-                writing = _Writing(self, file, _context(options))
-                for group, each in attrs.items():
-                    file.attrs(group).update(each)
-                slices = self._slices(first)
-                for handed in journal.read() if resume else ():
-                    writing.add(handed)
-                if writing.slices:
-                    options["resume"] = {**options["resume"], "path": [writing.slices - 1], "results": writing.slices}
-                with self.pipe, self.pipe(slices, **options) as results:
-                    if not resume:
-                        journal.begin({**self._made_of(), "state": results.state_dict()})
-                    for handed in _shown(results, slices, progress):
-                        journal.add(handed)
-                        writing.add(handed)
-                writing.end()
-            os.replace(partial, self.output)
-            os.unlink(path)
+            options = self._begun(journal, meeting, resume and left)
+            own = self._own(journal, meeting, options, progress)
+            if self.rank.index == 0:
+                return self._lead(own, meeting, _context(options), attrs)
+            slices = sum(1 for _ in own)
+            meeting.end(journal)
+            return Summary(self.output, slices, {})
         except BaseException as error:
-            with contextlib.suppress(OSError):
-                os.unlink(partial)
+            if own is not None:
+                own.close()
+            meeting.fail(error)
             if begun(path):
                 error.add_note(f"qflow: what its slices have given is kept in {path!r}; `resume=True` goes on behind them.")
-            else:
-                with contextlib.suppress(OSError):
+            elif meeting.alone:
+                with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
             raise
         finally:
             journal.close()
+
+    def _begun(self, journal: Journal, meeting: Meeting, resume: bool) -> dict[str, Any]:
+        """The options of the run: with a seed of its own, or from the state on of one that was interrupted."""
+        if not resume:
+            seed = self.options.get("seed")
+            found = meeting.begin(drawn_seed() if seed is None else seed)
+            return {**self.options, "seed": Drawn(found) if seed is None else found}
+        state = journal.state(self._made_of())
+        meeting.begin(state["seed"])
+        journal.meet(meeting.id)
+        kept = {word: value for word, value in self.options.items() if word not in ("seed", "epoch")}
+        return {**kept, "resume": state}
+
+    def _lead(self, own: Iterator[Handed], meeting: Meeting, context: Context, attrs: Mapping[str, Mapping[str, Any]]) -> Summary:
+        """Write what the slices of all ranks give."""
+        partial = f"{self.output}.partial"
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial)
+            if self.input is not None:
+                shutil.copyfile(self.input, partial)
+            with Tables(partial, "a", compression=self.compression, drop=self.drop) as file:
+                for group, each in attrs.items():
+                    file.attrs(group).update(each)
+                writing = _Writing(self, file, context)
+                for handed in meeting.all(own):
+                    writing.add(handed)
+                writing.end()
+            os.replace(partial, self.output)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial)
+        meeting.complete()
         return Summary(self.output, writing.slices, writing.writer.rows)
 
-    def _options(self, state: dict[str, Any] | None) -> dict[str, Any]:
-        """Of the run: with a seed of its own, or from a state on, which has it."""
-        if state is None:
-            return {**self.options, "seed": drawn_seed() if self.options.get("seed") is None else self.options["seed"]}
-        return {**{word: value for word, value in self.options.items() if word not in ("seed", "epoch")}, "resume": state}
+    def _own(self, journal: Journal, meeting: Meeting, options: dict[str, Any], progress: bool) -> Generator[Handed]:
+        """What the slices of this rank give: those of a run that was interrupted, then others."""
+        yield from journal.read()
+        if journal.slices:
+            last = self.rank.index + (journal.slices - 1) * self.rank.count
+            options = {**options, "resume": {**options["resume"], "path": [last], "results": journal.slices}}
+        slices = self._slices()
+        with self.pipe, self.pipe(slices, **options) as results:
+            if "resume" not in options:
+                journal.begin({**self._made_of(), "meeting": meeting.id, "state": results.state_dict()})
+            try:
+                for handed in _shown(results, slices, progress and self.rank.index == 0):
+                    journal.add(handed)
+                    yield handed
+            except Exception as error:
+                journal.end(f"{type(error).__name__}: {error}")
+                raise
+        journal.end()
 
-    def _copy(self, partial: str) -> None:
-        """The file with which the output begins."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(partial)
-        if self.input is not None:
-            shutil.copyfile(self.input, partial)
-
-    def _slices(self, first: int) -> Any:
-        if self.head.of is None:
-            return self.head.slices(self.input)
+    def _slices(self) -> Any:
         of = self.head.of
+        if of is None:
+            return self.head.slices(self.input)
+        file = None if self.input is None else readers.tables(self.input)
+        first = len(file[self.head.table]) if file is not None and self.head.table in file else 0
         if callable(of):
             params = self.options.get("params") or {}
             given = {**{word: place for word, place in self.places.items() if place is not None}, **params}

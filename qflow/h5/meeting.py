@@ -1,0 +1,141 @@
+"""Meeting: the ranks of one run come together at files beside its output.
+
+    out.h5.ranks             rank 0's: which run this is, and whether it failed; gone when the output is complete
+    out.h5.journal-1-of-3    what the slices of rank 1 have given; rank 0 follows it, and writes the slices of all in their order
+
+Rank r of R has slices r, r + R, r + 2R ... Nothing but a file system that all ranks see is needed, so it is the same for each
+launcher. Whoever has a journal open holds its lock: that of a rank that is gone is free, and nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from glob import escape, glob
+from typing import Any, final
+
+from qflow.errors import GraphError, InternalError, ResourceError
+from qflow.graph.ranks import Rank
+from qflow.h5 import journal as journals
+from qflow.h5.journal import Handed, Journal
+
+PAUSE = 0.02  # seconds between two looks at a file of another host, which nobody tells of
+
+
+@final
+class Meeting:
+    """Of one rank with the others.
+
+    Args:
+        output: of the run.
+        rank: this one, of how many.
+    """
+
+    def __init__(self, output: str, rank: Rank) -> None:
+        self.output, self.rank, self.id = output, rank, uuid.uuid4().hex
+        self._path = f"{output}.ranks"
+
+    @property
+    def alone(self) -> bool:
+        """There is one rank."""
+        return self.rank.count == 1
+
+    def journal(self, index: int) -> str:
+        """The path of a rank's journal."""
+        return f"{self.output}.journal" + ("" if self.alone else f"-{index}-of-{self.rank.count}")
+
+    def check(self) -> None:
+        """A GraphError for what runs of another number of ranks have left."""
+        others = set(glob(f"{escape(self.output)}.journal*")) - {self.journal(index) for index in range(self.rank.count)}
+        left = sorted(path for path in others if journals.begun(path))
+        if left:
+            raise GraphError(
+                f"A run into {self.output!r} with another number of ranks was interrupted, and left {left[0]!r}. "
+                'Go on with as many ranks as before, or begin anew by `exists="overwrite"`.'
+            )
+
+    def begin(self, seed: int) -> int:
+        """Rank 0 says which run this is, and its seed; the others learn it."""
+        if self.alone:
+            return seed
+        if self.rank.index == 0:
+            self._say({"run": self.id, "seed": seed})
+            return seed
+        while (said := self._said()) is None or "failed" in said:
+            time.sleep(PAUSE)
+        self.id = said["run"]
+        return int(said["seed"])
+
+    def all(self, own: Iterator[Handed]) -> Iterator[Handed]:
+        """In rank 0: what the slices of all ranks have given, in their order."""
+        others = [journals.follow(self.journal(index), self.id, PAUSE) for index in range(1, self.rank.count)]
+        yield from alternate([own, *others])
+
+    def end(self, journal: Journal) -> None:
+        """In the other ranks: wait until the output is complete."""
+        while (said := self._said()) is not None:
+            if said["run"] != self.id:  # that was what another run had left
+                self.id = said["run"]
+                journal.meet(self.id)
+            elif "failed" in said:
+                raise ResourceError(f"Rank 0, which writes {self.output!r}, has failed: {said['failed']}")
+            elif journals.free(self.journal(0)) and self._said() == said:
+                raise ResourceError(f"Rank 0, which writes {self.output!r}, is gone.")
+            time.sleep(PAUSE)
+
+    def complete(self) -> None:
+        """In rank 0: the output is there."""
+        for index in range(self.rank.count):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.journal(index))
+        if not self.alone:
+            os.unlink(self._path)
+
+    def fail(self, error: BaseException) -> None:
+        """In rank 0: tell the others."""
+        if not self.alone and self.rank.index == 0:
+            with contextlib.suppress(OSError):
+                self._say({"run": self.id, "seed": 0, "failed": f"{type(error).__name__}: {error}"})
+
+    def clear(self) -> None:
+        """What runs have left that were interrupted is not gone on with."""
+        for path in glob(f"{escape(self.output)}.journal*"):
+            if path != self.journal(self.rank.index) and self.rank.index == 0 and journals.free(path):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+
+    def _say(self, what: dict[str, Any]) -> None:
+        beside = f"{self._path}.{self.id}"
+        with open(beside, "w") as file:
+            json.dump(what, file)
+        os.replace(beside, self._path)
+
+    def _said(self) -> dict[str, Any] | None:
+        try:
+            with open(self._path) as file:
+                return dict(json.load(file))
+        except FileNotFoundError:
+            return None
+
+
+def alternate(feeds: Sequence[Iterable[Handed]]) -> Iterator[Handed]:
+    """The first of each, the second of each, and so on; they end together.
+
+    >>> list(alternate([[0, 2, 4], [1, 3]]))
+    [0, 1, 2, 3, 4]
+    """
+    each = [iter(feed) for feed in feeds]
+    end = object()
+    while True:
+        for number, feed in enumerate(each):
+            found: Any = next(feed, end)
+            if found is end:
+                left = [other for other, rest in enumerate(each) if next(rest, end) is not end]
+                if left:
+                    raise InternalError(f"Rank {number} has no more slices, but rank {left[0]} has.")
+                return
+            yield found
