@@ -27,6 +27,7 @@ MARKS = {
     "01_quickstart": {"qf.process", "qf.pool"},
     "02_imagenet": {"qf.process"},
     "03_files": set[str](),
+    "04_tables": set[str](),
 }  # that decorate functions in cells
 SECONDS = 120  # for one cell; they take a few
 
