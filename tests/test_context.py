@@ -13,6 +13,8 @@ import qflow as qf
 from qflow.engines.simulated import Simulated
 from qflow.runtime.whereabouts import attempt
 
+pytestmark = pytest.mark.usefixtures("one_nursery")
+
 
 def jitter(value: Any, rng: np.random.Generator) -> Any:
     return value, int(rng.integers(1 << 40))

@@ -31,6 +31,8 @@ from qflow.files.plain import NotPlain, from_plain, to_plain
 from qflow.graph import cores
 from qflow.runtime import machine
 
+pytestmark = pytest.mark.usefixtures("one_nursery")
+
 # ---- the worked case of the earlier system
 
 

@@ -23,6 +23,8 @@ import qflow as qf
 from qflow import GraphError, h5
 from qflow.h5.handles import MOST_OPEN, Handles
 
+pytestmark = pytest.mark.usefixtures("one_nursery")
+
 
 def write(path: Path, **datasets: Any) -> str:
     """A file of these datasets; ``group__x`` is ``group/x``."""

@@ -641,3 +641,19 @@ def test_when_a_rank_fails_or_is_killed_the_others_hear_it_and_all_go_on_later(e
     ranks(tmp_path, 1, events, tmp_path / "one.h5")
     assert content(tmp_path / "out.h5") == content(tmp_path / "one.h5")
     assert sorted(os.listdir(tmp_path)) == ["in.h5", "one.h5", "out.h5", "ranks.py"]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_mpiexec_tells_ranks_of_each_other(events, tmp_path, count):
+    """12 slices. The launcher is that of the package `openmpi`; it listens, but nothing connects from elsewhere."""
+    (tmp_path / "ranks.py").write_text(RANKS)
+    environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    mpiexec = [os.path.join(os.path.dirname(sys.executable), "mpiexec"), "--oversubscribe", "-n", str(count)]
+    command = [*mpiexec, sys.executable, tmp_path / "ranks.py", events, tmp_path / "out.h5"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=100)
+    if "No network interfaces were found" in ended.stdout + ended.stderr:
+        pytest.skip("Open MPI's launcher needs a network interface beside loopback")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    ranks(tmp_path, 1, events, tmp_path / "one.h5")
+    assert content(tmp_path / "out.h5") == content(tmp_path / "one.h5")
+    assert sorted(os.listdir(tmp_path)) == ["in.h5", "one.h5", "out.h5", "ranks.py"]

@@ -22,6 +22,8 @@ from qflow.engines.processes import Processes
 from qflow.engines.simulated import Simulated
 from qflow.runtime.worker import private_memory
 
+pytestmark = pytest.mark.usefixtures("one_nursery")
+
 EVERYWHERE = {"serial": "serial", "processes": "processes", "simulated": Simulated(5, deaths=0)}
 COUNTING = {name: engine for name, engine in EVERYWHERE.items() if name != "serial"}  # those with statistics
 

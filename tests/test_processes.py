@@ -25,6 +25,8 @@ from qflow.engines.warm import warm_of
 from qflow.runtime.board import VIEWS
 from qflow.testing import leaks
 
+pytestmark = pytest.mark.usefixtures("one_nursery")
+
 
 def pid_of(_):
     return os.getpid()

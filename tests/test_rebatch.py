@@ -19,6 +19,8 @@ import qflow as qf
 from qflow import GraphError
 from qflow.graph.rebatch import Rebatch
 
+pytestmark = pytest.mark.usefixtures("one_nursery")
+
 
 class Pair(NamedTuple):
     x: Any

@@ -24,6 +24,8 @@ from qflow.engines.processes import Processes
 from qflow.engines.warm import warm_of
 from qflow.runtime import streaming, turn
 
+pytestmark = pytest.mark.usefixtures("one_nursery")
+
 
 def first_try():
     """Whether this is the first time that the item at work is tried."""

@@ -18,6 +18,8 @@ from qflow.graph.reading import readings
 from qflow.graph.resume import resumption
 from qflow.graph.row import Row, Watch
 
+pytestmark = pytest.mark.usefixtures("one_nursery")
+
 
 def double(value: Any) -> Any:
     return [value, value]

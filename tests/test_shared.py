@@ -29,6 +29,8 @@ from qflow.runtime.heavy import LARGE, MANY
 from qflow.runtime.log import copied
 from qflow.runtime.store import HEAD, Reference, opened, store_of
 
+pytestmark = pytest.mark.usefixtures("one_nursery")
+
 STARTS = ["forkserver", "spawn", "fork"]
 
 # ---- as a list

@@ -19,6 +19,8 @@ from scenario import Ends, assert_gone, lives, program, script
 
 import qflow as qf
 
+pytestmark = pytest.mark.usefixtures("one_nursery")
+
 # ---- U14: sources that cannot begin, or stop in the middle
 
 
