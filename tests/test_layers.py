@@ -114,7 +114,7 @@ def test_the_language_knows_nothing_of_torch() -> None:
 
 
 def test_peers_are_imported_by_the_bench_only() -> None:
-    peers = {"bigmultipipe", "torchdata", "loky", "joblib", "mpire", "spdl", "grain", "pypeln", "ray"}
+    peers = {"bigmultipipe", "torchdata", "loky", "joblib", "mpire", "spdl", "grain", "pypeln", "ray", "h5flow"}
     for path in SOURCES:
         if layer(module_of(path)) != "bench":
             assert peers.isdisjoint(module.split(".")[0] for _, module in imports(path)), path

@@ -1,4 +1,5 @@
-"""Command line of the bench: ``python -m qflow.bench``, or with ``faults``, ``payloads``, ``cost``, ``device`` or ``files``."""
+"""Command line of the bench: ``python -m qflow.bench``, or with ``faults``, ``payloads``, ``cost``, ``device``, ``files`` or
+``tables``."""
 
 from __future__ import annotations
 
@@ -13,11 +14,12 @@ from qflow.bench.files import Files
 from qflow.bench.matrix import Matrix
 from qflow.bench.payload_rows import PAYLOADS
 from qflow.bench.systems import SYSTEMS
+from qflow.bench.tables import Tables
 from qflow.bench.throughput.command import Throughput
 
 _FOR_PAYLOADS = {"torch_as_is", "spdl_arena"}  # they differ from their neighbours in what is sent, not in what breaks
 
-COMMANDS: dict[str, Matrix | Cost | Device | Files] = {
+COMMANDS: dict[str, Matrix | Cost | Device | Files | Tables] = {
     "faults": Matrix(
         "Break the same things in qflow and its installed peers; who raises, hangs, loses results or leaves processes?",
         FAULTS,
@@ -31,6 +33,7 @@ COMMANDS: dict[str, Matrix | Cost | Device | Files] = {
     "cost": Cost(),
     "device": Device(),
     "files": Files(),
+    "tables": Tables(),
 }
 
 
