@@ -39,7 +39,7 @@ def by_qflow(input: str, output: str, work: float, n: int | None) -> None:
 
     flow = h5.rows("hits") | calibrate | h5.append("calib", refs="1:1")
     engine = {"engine": "serial"} if n is None else {"n": n}
-    h5.run(flow, input, output, params={"work": work}, **engine)  # type: ignore[arg-type]
+    h5.run(flow, input, output, params={"work": work}, **engine)
 
 
 STAGE = """

@@ -362,8 +362,7 @@ class Tables:
 
 def _enlarge(region: Any, rows: Any, first: int) -> None:
     """Note pairs of these rows, that lie one behind the other from some place on."""
-    wanted, starts = np.unique(rows, return_index=True)
-    stops = len(rows) - np.unique(rows[::-1], return_index=True)[1]
+    wanted, starts, stops = _places(rows)
     for start, stop in runs(region, wanted, wanted + 1):
         inside = slice(*np.searchsorted(wanted, [start, stop]))
         block, places = region[start:stop], wanted[inside] - start
@@ -372,6 +371,17 @@ def _enlarge(region: Any, rows: Any, first: int) -> None:
         block["start"][places] = np.where(some, np.minimum(old["start"], first + starts[inside]), first + starts[inside])
         block["stop"][places] = np.where(some, np.maximum(old["stop"], first + stops[inside]), first + stops[inside])
         region[start:stop] = block
+
+
+def _places(rows: Any) -> tuple[Any, Any, Any]:
+    """The different ones of some numbers, where each is first, and behind where it is last."""
+    steps = np.diff(rows)
+    if (steps >= 0).all():  # as functions give them; to sort them would take longer than to write them
+        edges = np.flatnonzero(steps) + 1
+        starts = np.concatenate([[0], edges])
+        return rows[starts], starts, np.concatenate([edges, [len(rows)]])
+    wanted, starts = np.unique(rows, return_index=True)
+    return wanted, starts, len(rows) - np.unique(rows[::-1], return_index=True)[1]
 
 
 def _opened(path: str, mode: str) -> Any:
