@@ -16,6 +16,7 @@ A failing step raises the user's own exception type; `annotate` adds where it ha
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -133,6 +134,23 @@ def not_quiet(error: StopIteration, who: str) -> StepError:
     told = StepError(f"{who} raised {error!r}, which would end the loop quietly")
     told.__cause__ = error
     return told
+
+
+def near(name: str, names: Iterable[str]) -> str:
+    """For an error: which of some names was likely meant.
+
+    >>> near("hist", ["hits", "tracks"])
+    " (did you mean 'hits'?)"
+    """
+    from difflib import get_close_matches  # 3 ms, and only where something is wrong
+
+    found = get_close_matches(name, [*names], 1)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def listed(names: Iterable[str]) -> str:
+    """For an error: names."""
+    return ", ".join(map(repr, names)) or "none"
 
 
 def got(value: Any) -> str:

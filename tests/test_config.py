@@ -291,7 +291,7 @@ def test_what_is_wrong_is_told_with_file_and_line(folder, text, error):
 def test_the_command_says_what_is_wrong_in_a_line(folder, capfd):
     written(folder, changed(("hits -> tracks", "hits -> trucks")))
     assert main(["h5", "run", "-c", "flow.yaml", "-i", "in.h5", "-o", "out.h5"]) == 1
-    assert capfd.readouterr().err.startswith("qflow h5 run: flow.yaml:8: There is no table 'trucks' in in.h5")
+    assert capfd.readouterr().err.startswith(f"qflow h5 run: flow.yaml:8: There is no table 'trucks' in {folder}/in.h5")
     assert main(["h5", "run", "-c", "nothing.yaml", "-i", "in.h5", "-o", "out.h5"]) == 1
     assert capfd.readouterr().err == "qflow h5 run: nothing.yaml: can't be read: No such file or directory.\n"
     for wrong in (["-s", "-1"], ["-n", "0"], ["--exits", "append"], ["-z", "zip"]):

@@ -279,7 +279,12 @@ def test_x8_the_example_of_h5flow(tmp_path):
         assert region[-3:].tolist() == [(101944, 101947), (101947, 101949), (101949, 101950)]
         back = file.region("stage0/example", "input/index")
         assert [back[row].tolist() for row in (0, 1, 2, -1)] == [(0, 1), (1, 11), (2, 21), (101904, 101950)]
-        assert file["input/index", "stage0/example", 1020:1024][1].tolist() == [1021, 1022, 1023, *[None] * 1][:4]
+        assert file["input/index", "stage0/example", 1020:1024].tolist() == [
+            [1020, 1021, 1022, 1023],
+            [1021, 1022, 1023, None],
+            [1022, 1023, None, None],
+            [1023, None, None, None],
+        ]
         assert file["stage0/example", "input/index", 20:22].tolist() == [[*range(11, 21)], [*range(12, 22)]]
 
 
@@ -305,6 +310,254 @@ def test_a_shared_resource_and_parameters_come_by_name(events, tmp_path):
     h5.run(flow, events, tmp_path / "out.h5", n=2, params={"table": table, "scale": 3})
     with h5.Tables(tmp_path / "out.h5") as file:
         np.testing.assert_array_equal(file["found", :], 3.0 * np.arange(1000))
+
+
+# ---- what a strict reading found
+
+ids = h5.rows("hits", size=100) | (lambda hits: hits["id"])
+
+
+def tables(path, *names):
+    with h5.Tables(path) as file:
+        return [file[name, :].tolist() for name in names]
+
+
+def test_a_table_that_is_made_anew_is_seen_by_what_is_behind_and_only_by_that(events, tmp_path):
+    out = tmp_path / "out.h5"
+    h5.run(ids | h5.append("calib", refs="1:1"), events, out)
+    with pytest.raises(GraphError, match="no references between 'tracks' and 'calib'"):
+        h5.run(ids | h5.append("calib") | h5.need(c="hits -> tracks -> calib") | len, output=out, exists="append")
+
+    def negated(hits, old):
+        return -old[:, 0].filled(0) - 1
+
+    def both(old, new):
+        return new[:, 0].filled(0) * 10_000 + old[:, 0].filled(0)
+
+    for marks in (lambda function: function, qf.process):
+        flow = h5.rows("hits", size=100) | h5.need(old="hits -> calib") | marks(negated) | h5.append("calib", refs="1:1")
+        h5.run(flow | h5.need(new="hits -> calib") | marks(both) | h5.append("both"), output=out, exists="append")
+        with h5.Tables(out) as file:
+            np.testing.assert_array_equal(file["both", -1000:], (-np.arange(1000) - 1) * 10_000 + np.arange(1000))
+
+
+def test_nobody_changes_what_others_are_given_or_what_is_written(events, tmp_path):
+    kept = np.zeros(100, "i8")
+
+    def again(hits):  # its own memory, each time
+        kept[:] = hits["id"]
+        return kept
+
+    def changes(calib):
+        with pytest.raises(ValueError, match="read-only"):
+            calib[:] = 0
+
+    flow = h5.rows("hits", size=100) | again | h5.append("calib") | changes
+    h5.run(flow, events, tmp_path / "out.h5", engine="serial")
+    assert tables(tmp_path / "out.h5", "calib") == [[*range(1000)]]
+
+
+@pytest.mark.parametrize("engine", ["serial", "processes"])
+def test_stages_have_parameters_and_random_numbers_of_the_run(events, tmp_path, engine):
+    class Scaled:
+        def __init__(self, offset):
+            self.offset = offset
+
+        def __call__(self, hits, scale, rng):
+            return hits["id"] * scale + self.offset + rng.integers(1000)
+
+    flow = h5.rows("hits", size=100) | h5.stage(partial(Scaled, 5)) | qf.map(np.negative) | h5.append("a")
+    for name in "ab":
+        h5.run(flow, events, tmp_path / f"{name}.h5", seed=3, params={"scale": 2}, engine=engine)
+    assert content(tmp_path / "a.h5") == content(tmp_path / "b.h5")
+    with pytest.raises(GraphError, match="`scale`"):
+        h5.run(flow, events, tmp_path / "c.h5", seed=3)
+
+
+@pytest.mark.parametrize(
+    ("function", "refs", "error", "text"),
+    [
+        (lambda hits: np.ma.array(hits["q"], mask=hits["id"] % 2 == 0), None, TypeError, "without a mask.*filled"),
+        (lambda hits: np.ma.array(hits, mask=[(False, True)] * len(hits))[:, None], "1:n", TypeError, "masked in part"),
+        (lambda hits: [[1], [2]], "1:n", ValueError, "2 lists of rows"),
+        (lambda hits: hits["id"][:50, None], "1:n", ValueError, "50 lists of rows"),
+        (lambda hits: hits["id"], "1:n", TypeError, "for each row"),
+        (lambda hits: [1, 2], "1:n", TypeError, "for each row an array"),
+        (lambda hits: h5.linked(hits["id"], [[-1, 0]]), "pairs", IndexError, "row -1 of rows 0 to 1000 of 'hits'"),
+        (lambda hits: ["abc"] * len(hits), None, TypeError, "HDF5 has.*np.char.encode"),
+        (lambda hits: hits["id"].astype("M8[s]"), None, TypeError, "HDF5 has.*astype"),
+        (lambda hits: [{}] * len(hits), None, TypeError, "HDF5 has"),
+    ],
+)
+def test_rows_that_say_too_little_or_too_much_are_told_of(events, tmp_path, function, refs, error, text):
+    with pytest.raises(error, match=text):
+        h5.run(h5.rows("hits", size=100) | function | h5.append("a", refs=refs), events, tmp_path / "out.h5", engine="serial")
+
+
+def test_masked_rows_and_pairs_are_left_out(events, tmp_path):
+    def lists(hits):
+        return [np.ma.array([number, 99], mask=[False, True]) for number in hits["id"]]
+
+    def strided(hits):
+        masked = np.ma.array(np.repeat(hits[:, None], 4, axis=1))
+        masked[:, 1:] = np.ma.masked
+        return masked[:, ::2]
+
+    def pairs(hits, numbers):
+        masked = np.ma.array(np.stack([numbers, np.arange(len(hits))], axis=1))
+        masked[numbers % 2 == 0] = np.ma.masked
+        return h5.linked(hits["id"], masked)
+
+    flow = h5.rows("hits", size=100) | h5.need(numbers=("hits", "index")) | lists | h5.append("lists", refs="1:n")
+    flow = flow | (lambda hits: strided(hits)) | h5.append("strided", refs="1:n")
+    flow = flow | (lambda hits, numbers: pairs(hits, numbers)) | h5.append("odd", refs="pairs")
+    flow = flow | (lambda hits: np.ma.zeros((len(hits), 0))) | h5.append("none", refs="1:n")
+    h5.run(flow, events, tmp_path / "out.h5", engine="serial")
+    with h5.Tables(tmp_path / "out.h5") as file:
+        assert file["lists", :].tolist() == [*range(1000)]
+        assert file["strided", :]["id"].tolist() == [*range(1000)]
+        assert file["odd", "hits", :]["id"].ravel().tolist() == [number if number % 2 else None for number in range(1000)]
+        assert len(file["none"]) == 0
+
+
+def test_pairs_stay_within_the_slice_where_the_flow_has_made_the_rows(events, tmp_path):
+    for wrong in (-1, 3):
+
+        def three(hits):
+            return hits["id"][:3]
+
+        def pairs(value, wrong=wrong):
+            return h5.linked(value, [[wrong, 0]])
+
+        flow = (
+            h5.rows("hits", size=100)
+            | three
+            | h5.append("b")
+            | (lambda value: pairs(value))
+            | h5.append("c", refs={"b": "pairs"})
+        )
+        with pytest.raises(IndexError, match=f"row {wrong} of rows 0 to 3 of 'b'"):
+            h5.run(flow, events, tmp_path / "out.h5", engine="serial")
+
+
+@pytest.mark.parametrize("most", [1, 1 << 22])
+def test_the_type_of_a_table_is_that_of_its_first_rows_however_they_are_written(events, tmp_path, monkeypatch, most):
+    monkeypatch.setattr(h5.writer, "BYTES", most)
+
+    def later(hits):
+        return [[number] if number >= 150 else [] for number in hits["id"]]
+
+    def wide(hits):
+        return hits["id"].astype("i8" if hits["id"][0] else "i4") + (2**40 if hits["id"][0] == 900 else 0)
+
+    flow = h5.rows("hits", size=100) | later | h5.append("later", refs="1:n")
+    h5.run(flow, events, tmp_path / "out.h5", engine="serial")
+    with h5.Tables(tmp_path / "out.h5") as file:
+        assert file["later"].dtype == "i4"
+        assert file["hits", "later", 140:160].compressed().tolist() == [*range(150, 160)]
+    with pytest.raises(GraphError, match="int32, in which 1099511628676 does not fit"):
+        h5.run(h5.rows("hits", size=100) | wide | h5.append("a"), events, tmp_path / "b.h5", engine="serial")
+
+
+def test_empty_tables_have_their_type_and_their_links(events, tmp_path):
+    flow = h5.rows("hits", size=100) | (lambda hits: [np.empty((0, 3), "f4") for _ in hits]) | h5.append("a", refs="1:n")
+    flow = flow | (lambda hits: np.ones((len(hits), 3))) | h5.append("b", dtype="f4") | qf.filter(lambda hits: False)
+    h5.run(flow | (lambda hits: hits["id"]) | h5.append("c", dtype="i2", refs="1:1"), events, tmp_path / "out.h5")
+    with h5.Tables(tmp_path / "out.h5") as file:
+        assert (file["a"].shape, file["a"].dtype, file["c"].shape, file["c"].dtype) == ((0, 3), "f4", (0,), "i2")
+        assert file["b"].shape == (1000, 3)
+        assert file["hits", "a", :3].mask.all()
+
+
+class Unhashable:
+    __hash__ = None
+
+    def __call__(self, hits, *, scale=2):
+        return hits["id"] * scale
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        Unhashable(),
+        Unhashable,
+        partial(lambda scale, hits: hits["id"] * scale, 2),
+        partial(lambda hits, scale: hits["id"] * scale, scale=2),
+        qf.process(lambda hits, table: hits["id"] * table[0]).bind(table=np.array([2])),
+        Unhashable().__call__,
+        lambda *values: values[0]["id"] * 2,
+        lambda value, /: value["id"] * 2,
+    ],
+)
+def test_functions_of_each_kind_are_given_their_inputs(events, tmp_path, function):
+    h5.run(h5.rows("hits", size=100) | function | h5.append("a"), events, tmp_path / "out.h5")
+    assert tables(tmp_path / "out.h5", "a") == [[*range(0, 2000, 2)]]
+
+
+def test_what_a_stage_is_handed_is_the_same_from_a_journal(events, tmp_path):
+    class Sum:
+        def __call__(self, value):
+            return np.array([value.sum()])
+
+    flow = (
+        h5.rows("hits", size=100)
+        | (lambda hits: qf.SKIP if hits["id"][0] == 300 else hits["id"])
+        | h5.stage(Sum)
+        | h5.append("a")
+    )
+    h5.run(flow, events, tmp_path / "out.h5")
+    assert len(tables(tmp_path / "out.h5", "a")[0]) == 9
+    with pytest.raises(TypeError, match="an array without a mask"):
+        h5.run(h5.rows("hits") | (lambda hits: {"a": 1}) | h5.stage(Sum), events, tmp_path / "b.h5")
+
+
+def test_an_output_that_comes_into_being_meanwhile_stays(events, tmp_path):
+    out = tmp_path / "out.h5"
+
+    def meanwhile(hits):
+        out.write_text("precious")
+        return hits["id"]
+
+    with pytest.raises(GraphError, match="since this run began"):
+        h5.run(h5.rows("hits", size=1000) | meanwhile | h5.append("a"), events, out, engine="serial")
+    assert out.read_text() == "precious"
+    out.unlink()
+    assert h5.run(h5.rows("hits", size=1000) | meanwhile | h5.append("a"), events, out, resume=True).rows == {"a": 1000}
+
+
+def test_other_files_beside_the_output_stay(events, tmp_path):
+    (tmp_path / "out.h5.journal_notes.txt").write_text("mine")
+    (tmp_path / "out.h5.journal-of-2").write_text("mine")
+    h5.run(ids | h5.append("a"), events, tmp_path / "out.h5", exists="overwrite")
+    assert sorted(os.listdir(tmp_path)) == ["in.h5", "out.h5", "out.h5.journal-of-2", "out.h5.journal_notes.txt"]
+
+
+def test_a_link_to_the_output_is_followed(events, tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out.h5").symlink_to(tmp_path / "real" / "out.h5")
+    monkeypatch.chdir(tmp_path)
+
+    def moves(hits):
+        os.chdir("/")
+        return hits["id"]
+
+    h5.run(h5.rows("hits") | moves | h5.append("a"), "in.h5", "out.h5", engine="serial")
+    assert tables(tmp_path / "real" / "out.h5", "a") == [[*range(1000)]]
+    assert (tmp_path / "out.h5").is_symlink()
+
+
+def test_regions_of_narrow_numbers_grow_wide(tmp_path):
+    with h5.Tables(tmp_path / "a.h5", "w") as file:
+        file.append("a", np.arange(3))
+        file.append("b", np.arange(3))
+        file.link("a", "b", [[0, 0]])
+        narrow = np.zeros(3, [("start", "i1"), ("stop", "i1")])
+        narrow[0] = 0, 1
+        del file.file["a/ref/b/ref_region"]
+        file.file["a/ref/b"].create_dataset("ref_region", data=narrow, maxshape=(None,), chunks=(8,))
+        file.link("a", "b", [[1, 1]] * 200)
+        assert file.region("a", "b")[:].tolist() == [(0, 1), (1, 201), (0, 0)]
+        assert file["a", "b", 1].shape == (1, 200)
 
 
 # ---- an output that is there
@@ -350,6 +603,7 @@ _wrong = {
     "one `h5.rows`": h5.rows("hits") | h5.rows("tracks"),
     "appends to 'a' twice": h5.rows("hits") | len | h5.append("a") | len | h5.append("a"),
     "whose rows the flow goes through": h5.rows("hits") | len | h5.append("hits"),
+    "by its place only": h5.rows("hits") | h5.need(x="quality") | (lambda hits, x, /: x),
     "another name": h5.rows("hits") | h5.need(x="quality") | len | h5.append("reco/x"),
 }
 
@@ -375,6 +629,13 @@ def test_a_flow_that_names_what_is_not_there_says_what_there_is(events, tmp_path
         (lambda: h5.append("a", refs="1:2"), GraphError, "one of '1:1', '1:n', 'pairs'"),
         (lambda: h5.append("a", dtype="nothing"), GraphError, "type of numpy"),
         (lambda: h5.stage(3), GraphError, "can be called"),
+        (lambda: h5.rows("a", of=iter([])), GraphError, "for each run"),
+        (lambda: h5.rows("a", of=[], size=3), GraphError, "makes the slices"),
+        (lambda: h5.rows("a/ref/b"), GraphError, "the name of a table"),
+        (lambda: h5.run(h5.rows("a", of=[]), output="b.h5", start=3), GraphError, "names no such parameter"),
+        (lambda: h5.run(h5.rows("a", of=lambda number: []), output="b.h5"), GraphError, "needs `number`"),
+        (lambda: h5.run(h5.rows("a", start=3), output="b.h5", stop=2), GraphError, "start=3, stop=2"),
+        (lambda: h5.run(h5.rows("a", of=[]), output="b.h5", drop=["c"]), GraphError, "no table 'c'"),
         (lambda: h5.run(len, "a.h5", "b.h5"), GraphError, "takes a flow"),
         (lambda: h5.run(h5.rows("a"), "a.h5"), GraphError, "`output` is the path"),
     ],
@@ -396,7 +657,7 @@ def test_wrong_arguments_are_told_at_once(make, error, text):
         (h5.rows("hits") | (lambda hits: h5.linked([1.0], [[5000, 0]])) | h5.append("a", refs="pairs"), IndexError, "row 5000"),
         (h5.rows("hits") | (lambda hits: hits["q"]) | h5.append("a", refs="pairs"), TypeError, "linked"),
         (h5.rows("hits") | (lambda hits: h5.linked(hits["q"], [])) | h5.append("a"), TypeError, "pairs"),
-        (h5.rows("hits") | (lambda hits: hits["q"]) | h5.append("a", dtype=int), TypeError, "safe|same_kind"),
+        (h5.rows("hits") | (lambda hits: hits["q"]) | h5.append("a", dtype=int), GraphError, "are int64, but got float32"),
         (h5.rows("hits") | (lambda hits: hits["q"]) | h5.append("quality", name="other"), GraphError, "quality"),
     ],
 )

@@ -31,10 +31,11 @@ from functools import partial
 from typing import Any
 
 from qflow import h5
-from qflow.config.nodes import listed, mapping, near, plain, read, sequence, text, where, wrong
-from qflow.errors import GraphError
+from qflow.config.nodes import mapping, plain, read, sequence, text, where, wrong
+from qflow.errors import GraphError, listed, near
 from qflow.graph.flow import Flow, Map, Operator
-from qflow.graph.function import Function, makes_callables
+from qflow.graph.function import Function, inputs_of, makes_callables
+from qflow.h5.stages import Rows
 
 OWN = ("flow", "resources", "attrs")
 FLOW = ("source", "stages", "drop")
@@ -62,8 +63,10 @@ class Configuration:
 
     def params(self) -> dict[str, Any]:
         """The resources that functions name, made."""
-        functions = [function for each in self.flow.operators for part in each.inside for function in part.functions]
-        named = {name for function in functions for name in function.parameters}
+        parts = [part for each in self.flow.operators for part in each.inside]
+        calls = [function.inputs for part in parts for function in part.functions]
+        calls += [inputs_of(part.of) for part in parts if isinstance(part, Rows) and callable(part.of)]
+        named = {name for inputs in calls for name in inputs.names}
         return {name: make() for name, make in self.resources.items() if name in named}
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from typing import Any
 
 try:
@@ -15,7 +14,7 @@ try:
 except ImportError as error:
     raise ImportError("Flows in YAML need PyYAML. Install it: pip install 'qflow[h5]'") from error
 
-from qflow.errors import GraphError
+from qflow.errors import GraphError, listed, near
 
 INCLUDE = "!include"
 
@@ -121,17 +120,6 @@ def plain(node: Any) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or node.start_mark
         raise GraphError(f"{mark.name}:{mark.line + 1}: {getattr(error, 'problem', error)}.") from None
-
-
-def near(name: str, names: Iterable[str]) -> str:
-    """Which of some names was likely meant."""
-    found = get_close_matches(name, [*names], 1)
-    return f" (did you mean {found[0]!r}?)" if found else ""
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names for an error."""
-    return ", ".join(map(repr, names)) or "none"
 
 
 def _shown(node: Any) -> str:

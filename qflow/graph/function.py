@@ -94,6 +94,14 @@ class Function:
         bound = dict(self.bound)
         return {name: each for name, each in parameters(self.call).items() if name not in bound}
 
+    @functools.cached_property
+    def inputs(self) -> Inputs:
+        """What it can be given by name, the first of its parameters, too, but not what is bound."""
+        names, first, placed = inputs_of(self.call)
+        bound = dict(self.bound)
+        left = {name: default for name, default in names.items() if name not in bound}
+        return Inputs(left, None if first in bound else first, placed)
+
     @property
     def needs(self) -> list[str]:
         """Of these, those that must be given, but for `RNG`."""
@@ -173,19 +181,73 @@ def parameters(call: Any) -> dict[str, Parameter]:
     """The parameters of a callable after its first, by name; of a class those of its instances; none where nobody can tell."""
     if isinstance(call, Composite) or (isinstance(call, type) and not makes_callables(call)):
         return {}
-    try:
-        written = inspect.signature(call.__call__ if isinstance(call, type) else call, follow_wrapped=False)
-        if any(each.kind is each.VAR_KEYWORD for each in written.parameters.values()):  # it may hand on what it wraps asks for
-            written = inspect.signature(call.__call__ if isinstance(call, type) else call)
-    except (TypeError, ValueError):
-        return {}
     found = {}
-    own = isinstance(call, type)  # its instances are asked without `self`
-    for place, each in enumerate(written.parameters.values()):
+    own = isinstance(call, type) and not _static(call)  # its instances are asked without `self`
+    for place, each in enumerate(_written(call)):
         if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY) and (place > own or each.kind is each.KEYWORD_ONLY):
             by_name = each.kind is each.KEYWORD_ONLY
             found[each.name] = Parameter(None if by_name else place - own, each.default is not each.empty)
     return found
+
+
+def _written(call: Any) -> list[inspect.Parameter]:
+    """The parameters as they are written, of a class those of its instances; none where nobody can tell."""
+    asked = call.__call__ if isinstance(call, type) else call
+    try:
+        written = inspect.signature(asked, follow_wrapped=False)
+        if any(each.kind is each.VAR_KEYWORD for each in written.parameters.values()):  # it may hand on what it wraps asks for
+            written = inspect.signature(asked)
+    except (TypeError, ValueError):
+        return []
+    return [*written.parameters.values()]
+
+
+def _static(call: type) -> bool:
+    return isinstance(inspect.getattr_static(call, "__call__"), staticmethod)
+
+
+class Inputs(NamedTuple):
+    """What a function can be given by name, and what it takes first.
+
+    Attributes:
+        names: that can be given, and whether they have a default.
+        first: what it takes by its place, if it does; without a name of its own an empty text.
+        placed: what else it wants by its place only.
+    """
+
+    names: dict[str, bool]
+    first: str | None
+    placed: tuple[str, ...] = ()
+
+
+def inputs_of(call: Any) -> Inputs:
+    """The inputs of a callable, the first one, too.
+
+    >>> inputs_of(lambda hits, tracks, *, gain=2.0: 0)
+    Inputs(names={'hits': False, 'tracks': False, 'gain': True}, first='hits', placed=())
+    >>> inputs_of(len)
+    Inputs(names={}, first='', placed=())
+    """
+    written = _written(call)[1 if makes_callables(call) and not _static(call) else 0 :]
+    named = {each.name: each.default is not each.empty for each in written if each.kind in _BY_NAME}
+    placed = [each.name for each in written if each.kind is each.POSITIONAL_ONLY and each.default is each.empty]
+    head = written[0] if written else None
+    if head is None:
+        return Inputs(named, None if _none(call) else "")
+    if head.kind in (head.POSITIONAL_ONLY, head.VAR_POSITIONAL):
+        return Inputs(named, "", tuple(placed[1:]))
+    return Inputs(named, head.name if head.kind is head.POSITIONAL_OR_KEYWORD and head.name != RNG else None)
+
+
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def _none(call: Any) -> bool:
+    """Whether it is known to take nothing."""
+    try:
+        return not inspect.signature(call.__call__ if isinstance(call, type) else call).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 def makes_callables(value: object) -> bool:

@@ -9,12 +9,12 @@ appends on, for where they will lie is known when they are written.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple, final
 
+import h5py  # type: ignore[import-untyped]
 import numpy as np
 
 from qflow.errors import GraphError, describe, got
@@ -66,13 +66,11 @@ class Made(NamedTuple):
         table: its name.
         rows: to append, ``dtype[rows, ...]``.
         links: by the name of another table `ALIGNED`, or pairs ``int64[pairs, 2]``: a row there, a row here.
-        source: it is the table of the slice itself.
     """
 
     table: str
     rows: Any
     links: Mapping[str, Any]
-    source: bool = False
 
 
 @final
@@ -81,11 +79,12 @@ class Block(Carrier):
 
     Attributes:
         slice: which.
-        value: what the step before gave; at first the rows of the slice.
-        names: by the name of an input the path to it.
+        names: by the name of an input the path to it, and how much was made when it was named: a table that is appended to later
+            is that of the file.
         made: for which tables what was made, in order.
-        arrays: inputs that were asked for.
+        value: what the step before gave; at first the rows of the slice.
         over: a step gave SKIP: nothing more is made of it.
+        arrays: inputs that were asked for.
     """
 
     __slots__ = ("arrays", "made", "names", "over", "slice", "value")
@@ -93,7 +92,7 @@ class Block(Carrier):
     def __init__(
         self,
         slice: Slice,
-        names: Mapping[str, Path],
+        names: Mapping[str, tuple[Path, int]],
         made: tuple[Made, ...] = (),
         value: Any = ROWS,
         over: bool = False,
@@ -102,24 +101,17 @@ class Block(Carrier):
         self.slice, self.names, self.made, self.value, self.over = slice, names, made, value, over
         self.arrays = {} if arrays is None else arrays
 
-    def with_names(self, names: Mapping[str, Path]) -> Block:
+    def with_names(self, paths: Mapping[str, Path]) -> Block:
         """Itself with more inputs."""
-        arrays = {name: array for name, array in self.arrays.items() if name not in names}
-        return Block(self.slice, {**self.names, **names}, self.made, self.value, self.over, arrays)
+        arrays = {name: array for name, array in self.arrays.items() if name not in paths}
+        names = {**self.names, **{name: (path, len(self.made)) for name, path in paths.items()}}
+        return Block(self.slice, names, self.made, self.value, self.over, arrays)
 
     def with_made(self, made: Made, name: str) -> Block:
-        """Itself with rows for a table, which are an input from now on."""
-        more = self.with_names({name: Path((made.table,))})
-        return Block(self.slice, more.names, (*self.made, made), self.value, self.over, {**more.arrays, name: made.rows})
-
-    def with_source(self) -> Block:
-        """Itself with the rows of a generator among those that it has made."""
-        source = Made(self.slice.table, self.slice.rows, {}, True)
-        return Block(self.slice, self.names, (source, *self.made), self.value, self.over, self.arrays)
-
-    def is_source(self, table: str) -> bool:
-        """Whether the slice is of this table."""
-        return table == self.slice.table
+        """Itself with rows for a table, which are an input from now on, and what the step before gave."""
+        made = made._replace(rows=_kept(made.rows))
+        with_rows = Block(self.slice, self.names, (*self.made, made), made.rows, self.over, self.arrays)
+        return with_rows.with_names({name: Path((made.table,))})
 
     # ---- what functions do
 
@@ -144,73 +136,91 @@ class Block(Carrier):
         return self.slice
 
     def _called(self, function: Function) -> Any:
-        inputs = inputs_of(function)
-        given = {name: self.input(name) for name in inputs if name in self.names and name not in dict(function.bound)}
-        first = next(iter(inputs), None)
-        if first is None or first in given or first in dict(function.bound):
+        names, first, _ = function.inputs
+        given = {name: self.input(name) for name in names if name in self.names}
+        if first is None or first in given:
             return function(**given)
-        return function(self.rows if self.value is ROWS else self.value, **given)
+        return function(self._along(Path((self.slice.table,)), 0) if self.value is ROWS else self.value, **given)
 
     # ---- inputs
 
-    @property
-    def rows(self) -> Any:
-        """The rows of the slice."""
-        return self._along(Path((self.slice.table,)))
-
     def input(self, name: str) -> Any:
-        """The array of a name."""
+        """The array of a name, which nobody changes: others may be given it, too."""
         if name not in self.arrays:
-            self.arrays[name] = self._along(self.names[name])
+            self.arrays[name] = self._along(*self.names[name])
         return self.arrays[name]
-
-    def _along(self, path: Path) -> Any:
-        first, last = path.tables[0], path.tables[-1]
-        if len(path.tables) == 1:
-            return self.numbers(first) if path.numbers else self._rows(first)
-        steps = [self._step(*pair) for pair in pairwise(path.tables)]
-        refs, regions, directions = zip(*steps, strict=True)
-        data, sel = None if path.numbers else self._all(last), self.numbers(first) - self._offset(first)
-        found = dereference_chain(sel, refs, data, regions, None, directions, path.numbers)
-        return found + found.dtype.type(self._offset(last)) if path.numbers and self._offset(last) else found
 
     def numbers(self, table: str) -> Any:
         """The rows of a table that go with the slice, ``int64[rows]``."""
-        made = None if self.is_source(table) else self._made(table)
+        return self._numbers(table, len(self.made))
+
+    def length(self, table: str) -> tuple[int, int]:
+        """From which row of a table to which (not included) something can be linked."""
+        made = self._of_slice(table, len(self.made))
+        if made is None:
+            return 0, len(self._file[table])
+        return self._offset(table), self._offset(table) + len(made.rows)
+
+    def is_source(self, table: str) -> bool:
+        """Whether the slice is of this table."""
+        return table == self.slice.table
+
+    def _along(self, path: Path, known: int) -> Any:
+        first, last = path.tables[0], path.tables[-1]
+        if len(path.tables) == 1:
+            return _kept(self._numbers(first, known) if path.numbers else self._rows(first, known))
+        steps = [self._step(*pair, known) for pair in pairwise(path.tables)]
+        refs, regions, directions = zip(*steps, strict=True)
+        made = self._of_slice(last, known)
+        data = None if path.numbers else self._file[last] if made is None else made.rows
+        sel = self._numbers(first, known) - self._offset(first)
+        found = dereference_chain(sel, refs, data, regions, None, directions, path.numbers)
+        if path.numbers and self._offset(last):
+            found = found + found.dtype.type(self._offset(last))
+        return _kept(found)
+
+    def _numbers(self, table: str, known: int) -> Any:
+        made = None if self.is_source(table) else self._of_slice(table, known)
         return np.arange(self.slice.start, self.slice.stop) if made is None else np.arange(len(made.rows))
 
-    def _made(self, table: str) -> Made | None:
+    def _rows(self, table: str, known: int) -> Any:
+        made = self._of_slice(table, known)
+        if made is not None:
+            return made.rows
+        found = self._file[table][self.slice.start : self.slice.stop]
+        if len(found) != self.slice.stop - self.slice.start:
+            raise ValueError(
+                f"{table!r} has {len(self._file[table])} rows, so it is not aligned with {self.slice!r}. "
+                f'If they are linked, write the path: "{self.slice.table} -> {table}".'
+            )
+        return found
+
+    def _of_slice(self, table: str, known: int) -> Made | None:
+        """A table of which the slice has its own rows: among so many that were made, or its source, if that is made."""
         if self.is_source(table):
-            return None if self.slice.rows is None else Made(table, self.slice.rows, {}, True)
-        return next((each for each in reversed(self.made) if each.table == table), None)
+            return None if self.slice.rows is None else Made(table, self.slice.rows, {})
+        return next((each for each in self.made[:known] if each.table == table), None)
 
     def _offset(self, table: str) -> int:
         """What is taken from numbers of rows where they are looked up: of a generator the rows of the slice are there."""
         return self.slice.start if self.is_source(table) and self.slice.rows is not None else 0
 
-    def _rows(self, table: str) -> Any:
-        made = self._made(table)
-        return self._file[table][self.slice.start : self.slice.stop] if made is None else made.rows
-
-    def _all(self, table: str) -> Any:
-        """A table, for rows that are linked."""
-        made = self._made(table)
-        return self._file[table] if made is None else made.rows
-
-    def _step(self, one: str, other: str) -> tuple[Any, Any, tuple[int, int]]:
+    def _step(self, one: str, other: str, known: int) -> tuple[Any, Any, tuple[int, int]]:
         """References, region and direction from a table to the next."""
-        for here, there, direction in ((other, one, (0, 1)), (one, other, (1, 0))):
-            made = self._made(here)
+        found = [self._of_slice(one, known), self._of_slice(other, known)]
+        if found == [None, None]:
+            ref, direction = self._file.ref(one, other)
+            return ref, self._file.region(one, other), direction
+        for made, there, way in ((found[1], one, (0, 1)), (found[0], other, (1, 0))):
             if made is not None and there in made.links:
-                return self._pairs(made, there), None, direction
-        ref, direction = self._file.ref(one, other)
-        return ref, self._file.region(one, other), direction
+                return self._pairs(made, there, known), None, way
+        raise GraphError(f"This flow has not linked {one!r} with {other!r} where it has made their rows.")
 
-    def _pairs(self, made: Made, there: str) -> Any:
+    def _pairs(self, made: Made, there: str, known: int) -> Any:
         """Pairs with a table, in the numbers by which rows are looked up here."""
         pairs, offset = made.links[there], self._offset(there)
         if isinstance(pairs, str):
-            return np.stack([self.numbers(there) - offset, np.arange(len(made.rows))], axis=1)
+            return np.stack([self._numbers(there, known) - offset, np.arange(len(made.rows))], axis=1)
         return pairs - np.array([offset, 0])
 
     @property
@@ -226,26 +236,44 @@ class Block(Carrier):
         return f"Block({self.slice!r})"
 
 
-@lru_cache(maxsize=64)
-def inputs_of(function: Function) -> Mapping[str, bool]:
-    """The parameters of a function by name, and whether they have a default; the first one, too."""
-    call: Any = function.call
-    try:
-        named = inspect.signature(call.__call__ if function.builds else call).parameters
-    except (TypeError, ValueError):
-        return {"value": False}  # of C: it is called with the value
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    found = {name: each.default is not each.empty for name, each in named.items() if each.kind in kinds}
-    if function.builds:
-        found.pop(next(iter(found)), None)  # self
-    alone = any(each.kind is each.POSITIONAL_ONLY for each in named.values())
-    return {"": False, **found} if alone else found
+def _kept(array: Any) -> Any:
+    """An array that can't be changed by those who are given it."""
+    found = array.view()
+    found.flags.writeable = False
+    return found
+
+
+def masked(mask: Any, keep: int = 1) -> tuple[Any, Any]:
+    """Of a mask, also of records: where all of it is True, and where some is, over its first ``keep`` dimensions."""
+    if mask.dtype.names:
+        parts = [masked(mask[name], keep) for name in mask.dtype.names]
+        return np.all([each for each, _ in parts], axis=0), np.any([each for _, each in parts], axis=0)
+    axes = tuple(range(keep, mask.ndim))
+    return mask.all(axis=axes), mask.any(axis=axes)
 
 
 def rows_of(value: Any, what: str) -> Any:
     """Rows as an array of a type that a file can have, or a TypeError."""
+    if isinstance(value, np.ma.MaskedArray):
+        if masked(np.ma.getmaskarray(value), 0)[1].any():
+            raise TypeError(f"{what} gets rows without a mask. Say what stands for what is missing: `rows.filled(0)`.")
+        value = value.data
     rows = np.asarray(value)
-    if rows.dtype.kind == "O" or not rows.ndim:
+    if not rows.ndim or not _fits(rows.dtype):
         text = describe(value) if rows.ndim else got(value)
-        raise TypeError(f"{what} gets rows, an array with a type of fixed size, but got {text}.")
+        hint = " For texts write bytes, `np.char.encode(rows)`." if rows.dtype.kind == "U" else ""
+        hint = " For times write numbers, `rows.astype('i8')`." if rows.dtype.kind in "mM" else hint
+        raise TypeError(f"{what} gets rows, an array of a type that HDF5 has, of fixed size, but got {text}.{hint}")
     return rows
+
+
+@lru_cache(maxsize=256)
+def _fits(dtype: Any) -> bool:
+    """Whether a file can have rows of a type, and a journal."""
+    if dtype.hasobject:
+        return False
+    try:
+        h5py.h5t.py_create(dtype, logical=True)
+    except TypeError:
+        return False
+    return True

@@ -7,33 +7,39 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any
 
-from qflow.errors import GraphError
+from qflow.errors import GraphError, listed, near
 from qflow.graph.context import RNG
 from qflow.graph.flow import Operator, Queue, Stream
-from qflow.h5.block import ALIGNED, Path, inputs_of
-from qflow.h5.stages import Append, Need, Rows
+from qflow.graph.function import Function, inputs_of
+from qflow.h5.block import Path
+from qflow.h5.stages import PAIRS, Append, Need, Rows
 from qflow.h5.tables import Tables
 
 
-def check(operators: Iterable[Operator[Any, Any]], file: Tables | None, params: Mapping[str, Any]) -> None:
+def check(
+    operators: Iterable[Operator[Any, Any]], file: Tables | None, params: Mapping[str, Any], drop: Iterable[str] = ()
+) -> None:
     """A GraphError for the first of some operators that can't work.
 
     Args:
         operators: all, in order; `Rows` first.
         file: that is read, if there is one.
         params: of the run.
+        drop: tables, or groups of them.
     """
     head, *others = operators
     assert isinstance(head, Rows)
     with _at(head):
-        seen = _Seen(head, file)
+        seen = _Seen(head, file, params)
     for each in others:
         with _at(each):
             _checked(each, seen, params)
+    for name in drop:
+        if not any(f"{table}/".startswith(f"{name.strip('/')}/") for table in seen.tables()):
+            raise GraphError(f"`drop` has no table {name!r}{near(name, seen.tables())}: there are {listed(seen.tables())}.")
 
 
 @contextmanager
@@ -49,13 +55,19 @@ def _at(operator: Operator[Any, Any]) -> Iterator[None]:
 class _Seen:
     """What functions can name at a point of the flow, and which tables and links there are."""
 
-    def __init__(self, rows: Rows, file: Tables | None) -> None:
+    def __init__(self, rows: Rows, file: Tables | None, params: Mapping[str, Any]) -> None:
         self.file, self.source = file, rows.table
         self.names: dict[str, Path] = {rows.as_: Path((rows.table,))}
         self.made: dict[str, None] = {rows.table: None} if rows.of is not None else {}
         self.links: set[tuple[str, str]] = set()
         if rows.of is None:
             self.there(rows.table)
+        elif callable(rows.of):
+            for name, default in inputs_of(rows.of).names.items():
+                if not default and name not in params and name not in ("start", "stop"):
+                    raise GraphError(
+                        f"`{rows!r}` is made by a function that needs `{name}`. Give it to the run: `params={{{name!r}: ...}}`."
+                    )
 
     def tables(self) -> list[str]:
         return sorted({*self.made, *(self.file or ())})
@@ -63,21 +75,27 @@ class _Seen:
     def there(self, table: str) -> None:
         """A GraphError for a table that is not there."""
         if table not in self.tables():
-            near = _near(table, self.tables())
+            meant = near(table, self.tables())
             where = "" if self.file is None else f" in {self.file.path}"
-            raise GraphError(f"There is no table {table!r}{where}{near}: there are {_listed(self.tables())}.")
+            raise GraphError(f"There is no table {table!r}{where}{meant}: there are {listed(self.tables())}.")
 
     def linked(self, one: str, other: str) -> None:
         """A GraphError for tables that are not linked."""
         there = {*self.links, *(self.file.links() if self.file is not None else ())}
+        if {one, other} & self.made.keys():  # what the file has of these is not about the slice's rows
+            there = self.links
         if (one, other) not in there and (other, one) not in there:
             text = ", ".join(sorted(f"{first!r} -> {second!r}" for first, second in there)) or "none"
             raise GraphError(f"There are no references between {one!r} and {other!r}: there are {text}.")
 
     def aligned(self, table: str) -> None:
         """A GraphError for a table of another number of rows than the slices' table."""
-        if table in self.made or self.source in self.made or table == self.source or self.file is None:
+        if table in self.made or table == self.source or self.file is None:
             return
+        if self.source in self.made:
+            raise GraphError(
+                f"The rows of {self.source!r} are made by the flow, so {table!r} of the file is not aligned with them."
+            )
         here, there = len(self.file[self.source]), len(self.file[table])
         if here != there:
             raise GraphError(
@@ -119,34 +137,29 @@ def _check_append(operator: Append, seen: _Seen) -> None:
         raise GraphError(f"`{operator.as_}` is an input already, so the rows of {table!r} need another name: write `name=...`.")
     for other, kind in operator.refs.items():
         seen.there(other or seen.source)
-        if other and kind == ALIGNED:
+        if other and kind != PAIRS:
             seen.aligned(other)
         seen.links.add((other or seen.source, table))
     seen.made[table] = None
     seen.names[operator.as_] = Path((table,))
 
 
-def _check_inputs(step: str, function: Any, seen: _Seen, params: Mapping[str, Any]) -> None:
+def _check_inputs(step: str, function: Function, seen: _Seen, params: Mapping[str, Any]) -> None:
     """A GraphError for a parameter of which nobody knows what it should be given."""
-    bound = dict(function.bound)
-    for place, (name, default) in enumerate(inputs_of(function).items()):
-        if not place and name in params and name not in seen.names:
+    names, first, placed = function.inputs
+    if placed or (first == "" and any(name in seen.names for name in names)):
+        what = placed[0] if placed else "its first parameter"
+        raise GraphError(
+            f"Step {step!r} takes {what} by its place only, but inputs are given by name. Name it, without `/` or `*args`."
+        )
+    if first and first in params and first not in seen.names:
+        raise GraphError(
+            f"`{first}`, the first parameter of step {step!r}, is given what the function before gave, but `params` has it. "
+            "Let an input stand first."
+        )
+    for name, default in names.items():
+        if not default and name not in (first, RNG) and name not in seen.names and name not in params:
             raise GraphError(
-                f"`{name}`, the first parameter of step {step!r}, is given what the function before gave, but `params` has it. "
-                "Let an input stand first."
-            )
-        known = name in seen.names or name in params or name in bound or name == RNG or default
-        if not known and place:
-            raise GraphError(
-                f"Step {step!r} names `{name}`{_near(name, seen.names)}, but its inputs are {_listed(seen.names)}. "
+                f"Step {step!r} names `{name}`{near(name, seen.names)}, but its inputs are {listed(seen.names)}. "
                 f'Name it before: `h5.need({name}="{seen.source} -> ...")`, or give it to the run: `params={{{name!r}: ...}}`.'
             )
-
-
-def _near(name: str, names: Iterable[str]) -> str:
-    found = get_close_matches(name, [*names], 1)
-    return f" (did you mean {found[0]!r}?)" if found else ""
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"{name!r}" for name in names) or "none"

@@ -26,7 +26,7 @@ from qflow.h5.block import ROWS, Made
 VERSION, END = 1, "end"
 _FRAME = struct.Struct("<QQI")
 _LOCK = struct.Struct("@hhqqi4x")  # struct flock of fcntl(2)
-_WHOLE = _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # of an open file, so that copies of the process hold it, too
+OWNED, SAID = 1 << 62, (1 << 62) + 1  # bytes far behind the end that are locked while a run has it open, and has said so
 
 
 class Handed(NamedTuple):
@@ -113,6 +113,10 @@ class Journal:
         """There are no more slices, or they failed."""
         self._write(json.dumps({END: failed}).encode(), [])
 
+    def say(self) -> None:
+        """From now on others see that it was said what this run is."""
+        fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, _lock(SAID))
+
     def close(self) -> None:
         """Let another run write the output."""
         self._file.close()
@@ -149,14 +153,17 @@ def _frame(file: Any) -> tuple[bytes, bytes] | None:
     return None
 
 
-def follow(path: str, meeting: str, pause: float) -> Iterator[Handed]:
+def follow(path: str, meeting: str, pause: float, patience: float) -> Iterator[Handed]:
     """What another rank of a meeting writes to its journal, as it comes; looked for after pauses of so many seconds.
 
     Raises:
-        ResourceError: that rank has failed, or is gone.
+        ResourceError: that rank has failed, is gone, or has not begun after ``patience`` seconds.
     """
+    begun = time.monotonic()
     with contextlib.ExitStack() as stack:
         while (file := _of_meeting(path, meeting)) is None:
+            if time.monotonic() > begun + patience:
+                raise ResourceError(f"The rank that writes {path!r} has not begun within {patience:g} seconds.")
             time.sleep(pause)
         stack.enter_context(file)
         while True:
@@ -186,11 +193,16 @@ def _of_meeting(path: str, meeting: str) -> Any:
     return None
 
 
-def free(path: str) -> bool:
-    """Whether nobody has a journal open that is there."""
+def free(path: str, place: int = OWNED) -> bool:
+    """Whether nobody has a journal open, or it is not there."""
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-        return bool(_LOCK.unpack(fcntl.fcntl(file, fcntl.F_OFD_GETLK, _WHOLE))[0] == fcntl.F_UNLCK)
-    return False
+        return bool(_LOCK.unpack(fcntl.fcntl(file, fcntl.F_OFD_GETLK, _lock(place)))[0] == fcntl.F_UNLCK)
+    return True
+
+
+def _lock(place: int) -> bytes:
+    """A lock of a byte for who has a file open, so that it goes with the last copy of that; see fcntl(2), F_OFD_SETLK."""
+    return _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, place, 1, 0)
 
 
 def begun(path: str) -> bool:
@@ -206,7 +218,7 @@ def _locked(path: str) -> Any:
     while True:
         file = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
         try:
-            fcntl.fcntl(file, fcntl.F_OFD_SETLK, _WHOLE)
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, _lock(OWNED))
         except OSError:
             file.close()
             raise ResourceError(f"Another run writes this output at the moment: it holds {path!r}.") from None

@@ -1,10 +1,12 @@
 """Meeting: the ranks of one run come together at files beside its output.
 
+    out.h5.journal           rank 0's; who holds its lock writes the output, however many ranks there are
     out.h5.ranks             rank 0's: which run this is, and whether it failed; gone when the output is complete
     out.h5.journal-1-of-3    what the slices of rank 1 have given; rank 0 follows it, and writes the slices of all in their order
 
 Rank r of R has slices r, r + R, r + 2R ... Nothing but a file system that all ranks see is needed, so it is the same for each
-launcher. Whoever has a journal open holds its lock: that of a rank that is gone is free, and nobody waits for it.
+launcher. Whoever has a journal open holds its lock: that of a rank that is gone is free, and nobody waits for it. What an earlier
+run has said counts for nothing: rank 0 holds a second lock as soon as it has said its own.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from glob import escape, glob
 from typing import Any, final
 
-from qflow.errors import GraphError, InternalError, ResourceError
+from qflow.errors import InternalError, ResourceError
 from qflow.graph.ranks import Rank
 from qflow.h5 import journal as journals
 from qflow.h5.journal import Handed, Journal
 
 PAUSE = 0.02  # seconds between two looks at a file of another host, which nobody tells of
+PATIENCE = 600.0  # seconds within which ranks that were launched together come here
 
 
 @final
@@ -46,54 +49,48 @@ class Meeting:
 
     def journal(self, index: int) -> str:
         """The path of a rank's journal."""
-        return f"{self.output}.journal" + ("" if self.alone else f"-{index}-of-{self.rank.count}")
+        return f"{self.output}.journal" + (f"-{index}-of-{self.rank.count}" if index else "")
 
-    def check(self) -> None:
-        """A GraphError for what runs of another number of ranks have left."""
-        others = set(glob(f"{escape(self.output)}.journal*")) - {self.journal(index) for index in range(self.rank.count)}
-        left = sorted(path for path in others if journals.begun(path))
-        if left:
-            raise GraphError(
-                f"A run into {self.output!r} with another number of ranks was interrupted, and left {left[0]!r}. "
-                'Go on with as many ranks as before, or begin anew by `exists="overwrite"`.'
-            )
-
-    def begin(self, seed: int) -> int:
-        """Rank 0 says which run this is, and its seed; the others learn it."""
+    def begin(self, journal: Journal, seed: int) -> int:
+        """Rank 0 says which run this is, and its seed, which the others learn."""
         if self.alone:
             return seed
         if self.rank.index == 0:
             self._say({"run": self.id, "seed": seed})
+            journal.say()
             return seed
-        while (said := self._said()) is None or "failed" in said:
+        begun = time.monotonic()
+        while (said := self._said()) is None:
+            if time.monotonic() > begun + PATIENCE:
+                raise ResourceError(f"Rank 0, which writes {self.output!r}, has not begun within {PATIENCE:g} seconds.")
             time.sleep(PAUSE)
+        if "failed" in said:
+            raise ResourceError(f"Rank 0, which writes {self.output!r}, has failed: {said['failed']}")
         self.id = said["run"]
         return int(said["seed"])
 
     def all(self, own: Iterator[Handed]) -> Iterator[Handed]:
         """In rank 0: what the slices of all ranks have given, in their order."""
-        others = [journals.follow(self.journal(index), self.id, PAUSE) for index in range(1, self.rank.count)]
+        others = [journals.follow(self.journal(index), self.id, PAUSE, PATIENCE) for index in range(1, self.rank.count)]
         yield from alternate([own, *others])
 
-    def end(self, journal: Journal) -> None:
+    def end(self) -> None:
         """In the other ranks: wait until the output is complete."""
-        while (said := self._said()) is not None:
-            if said["run"] != self.id:  # that was what another run had left
-                self.id = said["run"]
-                journal.meet(self.id)
-            elif "failed" in said:
-                raise ResourceError(f"Rank 0, which writes {self.output!r}, has failed: {said['failed']}")
-            elif journals.free(self.journal(0)) and self._said() == said:
+        while os.path.exists(self._path):
+            said = self._said()
+            if said is None and os.path.exists(self._path) and self._said() is None:
                 raise ResourceError(f"Rank 0, which writes {self.output!r}, is gone.")
+            if said is not None and (said["run"] != self.id or "failed" in said):
+                raise ResourceError(f"Rank 0, which writes {self.output!r}, has failed: {said.get('failed', 'it is gone')}")
             time.sleep(PAUSE)
 
     def complete(self) -> None:
         """In rank 0: the output is there."""
-        for index in range(self.rank.count):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+        for index in reversed(range(self.rank.count)):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.journal(index))
-        if not self.alone:
-            os.unlink(self._path)
 
     def fail(self, error: BaseException) -> None:
         """In rank 0: tell the others."""
@@ -102,9 +99,13 @@ class Meeting:
                 self._say({"run": self.id, "seed": 0, "failed": f"{type(error).__name__}: {error}"})
 
     def clear(self) -> None:
-        """What runs have left that were interrupted is not gone on with."""
-        for path in glob(f"{escape(self.output)}.journal*"):
-            if path != self.journal(self.rank.index) and self.rank.index == 0 and journals.free(path):
+        """In rank 0, which holds its lock: what it says counts from now on; journals of other numbers of ranks go."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+        here = {self.journal(index) for index in range(self.rank.count)}
+        for path in glob(f"{escape(self.output)}.journal-*-of-*"):
+            numbers = path.removeprefix(f"{self.output}.journal-").split("-of-")
+            if path not in here and all(number.isdigit() for number in numbers) and journals.free(path):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
 
@@ -115,11 +116,12 @@ class Meeting:
         os.replace(beside, self._path)
 
     def _said(self) -> dict[str, Any] | None:
-        try:
-            with open(self._path) as file:
-                return dict(json.load(file))
-        except FileNotFoundError:
+        """What rank 0 says, if it is there."""
+        if journals.free(self.journal(0), journals.SAID):
             return None
+        with contextlib.suppress(FileNotFoundError), open(self._path) as file:
+            return dict(json.load(file))
+        return None
 
 
 def alternate(feeds: Sequence[Iterable[Handed]]) -> Iterator[Handed]:

@@ -16,6 +16,8 @@ from errno import ENOENT
 from importlib.util import find_spec
 from typing import Any, NamedTuple, final
 
+import numpy as np
+
 from qflow.errors import GraphError, got
 from qflow.graph.context import Context, Drawn, Setting, drawn_seed
 from qflow.graph.fingerprint import fingerprint
@@ -26,7 +28,7 @@ from qflow.graph.options import RunOptions
 from qflow.graph.ranks import checked, rank
 from qflow.graph.shard import Shard
 from qflow.h5 import readers
-from qflow.h5.block import ROWS, Block, Path, Slice, inputs_of
+from qflow.h5.block import ROWS, Block, Path, Slice
 from qflow.h5.checking import check
 from qflow.h5.files import stamp
 from qflow.h5.journal import Handed, Journal, begun
@@ -131,8 +133,8 @@ class _Job:
     ) -> None:
         if exists not in EXISTS:
             raise GraphError(f"`exists` is one of {', '.join(map(repr, EXISTS))}, but got {got(exists)}.")
-        self.output, self.exists = _path(output, "output"), exists
-        self.input = self._read(None if input is None else _path(input, "input"))
+        self.output, self.exists = os.path.realpath(_path(output, "output")), exists
+        self.input = self._read(None if input is None else os.path.abspath(_path(input, "input")))
         for word, value in (("on_error", "raise"), ("ordered", True)):
             if options.get(word, value) != value:
                 raise GraphError(
@@ -144,7 +146,7 @@ class _Job:
         self.rank = rank() if shard is None else checked(*shard, f"shard={shard!r}")
         operators = _operators(flow, start, stop)
         file = None if self.input is None else readers.tables(self.input)
-        check([part for each in operators for part in each.inside], file, options.get("params") or {})
+        check([part for each in operators for part in each.inside], file, options.get("params") or {}, self.drop)
         self.head: Rows = operators[0].inside[0]  # type: ignore[assignment]
         place = next((place for place, each in enumerate(operators) if isinstance(each, Stage)), len(operators))
         self.behind = operators[place:]
@@ -179,24 +181,20 @@ class _Job:
         meeting = Meeting(self.output, self.rank)
         path = meeting.journal(self.rank.index)
         left = begun(path)
-        if self.exists == "overwrite" and not resume:
-            meeting.clear()
-        elif left and not resume:
-            raise GraphError(
-                f"A run into {self.output!r} was interrupted, and left {path!r}. Go on with it by `resume=True`, "
-                'or begin anew by `exists="overwrite"`.'
-            )
-        elif self.rank.index == 0:
-            meeting.check()
         journal = Journal(path)
         own = None
         try:
+            if left and not resume and self.exists != "overwrite":
+                raise GraphError(
+                    f"A run into {self.output!r} was interrupted, and left {path!r}. Go on with it by `resume=True`, "
+                    'or begin anew by `exists="overwrite"`.'
+                )
             options = self._begun(journal, meeting, resume and left)
             own = self._own(journal, meeting, options, progress)
             if self.rank.index == 0:
                 return self._lead(own, meeting, _context(options), attrs)
             slices = sum(1 for _ in own)
-            meeting.end(journal)
+            meeting.end()
             return Summary(self.output, slices, {})
         except BaseException as error:
             if own is not None:
@@ -213,12 +211,14 @@ class _Job:
 
     def _begun(self, journal: Journal, meeting: Meeting, resume: bool) -> dict[str, Any]:
         """The options of the run: with a seed of its own, or from the state on of one that was interrupted."""
-        if not resume:
+        state = journal.state(self._made_of()) if resume else None
+        if self.rank.index == 0:
+            meeting.clear()
+        if state is None:
             seed = self.options.get("seed")
-            found = meeting.begin(drawn_seed() if seed is None else seed)
-            return {**self.options, "seed": Drawn(found) if seed is None else found}
-        state = journal.state(self._made_of())
-        meeting.begin(state["seed"])
+            found = meeting.begin(journal, drawn_seed() if seed is None else seed)
+            return {**self.options, "seed": Drawn(found) if seed is None else seed}
+        meeting.begin(journal, state["seed"])
         journal.meet(meeting.id)
         kept = {word: value for word, value in self.options.items() if word not in ("seed", "epoch")}
         return {**kept, "resume": state}
@@ -238,12 +238,26 @@ class _Job:
                 for handed in meeting.all(own):
                     writing.add(handed)
                 writing.end()
-            os.replace(partial, self.output)
+            self._name(partial)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(partial)
         meeting.complete()
         return Summary(self.output, writing.slices, writing.writer.rows)
+
+    def _name(self, partial: str) -> None:
+        """The output gets its name."""
+        if self.exists == "refuse":
+            try:
+                os.link(partial, self.output)
+                return
+            except FileExistsError:
+                raise GraphError(
+                    f"{self.output!r} has come into being since this run began. Rename it, and go on with `resume=True`."
+                ) from None
+            except OSError:  # a file system without links
+                pass
+        os.replace(partial, self.output)
 
     def _own(self, journal: Journal, meeting: Meeting, options: dict[str, Any], progress: bool) -> Generator[Handed]:
         """What the slices of this rank give: those of a run that was interrupted, then others."""
@@ -273,18 +287,20 @@ class _Job:
         if callable(of):
             params = self.options.get("params") or {}
             given = {**{word: place for word, place in self.places.items() if place is not None}, **params}
-            of = of(**{name: given[name] for name in inputs_of(Function(of)) if name in given})
+            of = of(**{name: given[name] for name in Function(of).inputs.names if name in given})
         return Generated(self.input, self.head.table, of, first)
 
     def _made_of(self) -> dict[str, Any]:
         """What must be the same where a run is gone on with."""
         parts = [part for each in self.pipe.operators for part in each.inside]
         functions = [(each.call, each.bound, each.init) for part in parts for each in part.functions]
-        words = [(type(part).__name__, part.__dict__.get("paths"), part.__dict__.get("refs"), part.name) for part in parts]
+        said = ("paths", "refs", "dtype", "as_", "value")
+        words = [(type(part).__name__, part.name, *(vars(part).get(word) for word in said)) for part in parts]
         head = self.head
         given = dict(self.options.get("params") or {})
         return {
-            "flow": fingerprint(functions, words, lenient=True),
+            "flow": fingerprint(functions, words, head.of, lenient=True),
+            "ranks": self.rank.count,
             "table": head.table,
             "rows": [head.size, head.start, head.stop],
             "input": None if self.input is None else [*stamp(self.input)],
@@ -306,7 +322,7 @@ class _Writing:
         for part in (part for each in (*job.pipe.operators, *job.behind) for part in each.inside):
             if isinstance(part, Append):
                 if part.dtype is not None:
-                    file.create(part.table, part.dtype)
+                    self.writer.expect(part.table, part.dtype)
                 if part.attrs:
                     file.attrs(part.table).update(part.attrs)
 
@@ -324,7 +340,7 @@ class _Writing:
 
     def end(self) -> None:
         """There are no more."""
-        self.writer.flush()
+        self.writer.finish()
         for each in self._operators:
             if isinstance(each, Stage):
                 each.ended(self.writer.file)
@@ -348,7 +364,15 @@ class Hand(Each[Any, Handed]):
 
     def outputs(self, value: Block) -> Iterable[Handed]:
         at = value.slice
-        return (Handed(at.start, at.stop, value.over, value.value if self.value else ROWS, value.made, at.rows),)
+        given: Any = ROWS
+        if self.value and not value.over and value.value is not ROWS:
+            given = np.asarray(value.value)
+            if given.dtype.hasobject or isinstance(value.value, np.ma.MaskedArray):
+                raise TypeError(
+                    f"What a function gives to one behind `h5.stage` is an array without a mask, but got {got(value.value)}. "
+                    "Append it, and let the stage name it."
+                )
+        return (Handed(at.start, at.stop, value.over, given, value.made, at.rows),)
 
     def length(self, items: int) -> int:
         return items
@@ -384,14 +408,16 @@ def _marked(operators: list[Operator[Any, Any]], n: int | None) -> list[Any]:
     return operators
 
 
-def _names(operators: Iterable[Operator[Any, Any]]) -> dict[str, Path]:
-    """What functions behind some operators can name."""
-    names: dict[str, Path] = {}
+def _names(operators: Iterable[Operator[Any, Any]]) -> dict[str, tuple[Path, int]]:
+    """What functions behind some operators can name, as a `Block` knows it."""
+    names: dict[str, tuple[Path, int]] = {}
+    made = 0
     for each in (part for operator in operators for part in operator.inside):
         if isinstance(each, Rows | Append):
-            names[each.as_] = Path((each.table,))
+            made += isinstance(each, Append)
+            names[each.as_] = Path((each.table,)), made
         elif isinstance(each, Need):
-            names |= each.paths
+            names |= {name: (path, made) for name, path in each.paths.items()}
     return names
 
 
@@ -399,19 +425,19 @@ def _inputs(head: Rows, behind: Iterable[Operator[Any, Any]]) -> frozenset[str]:
     """What functions name that are called in this process."""
     functions = [function for each in behind for part in each.inside for function in part.functions]
     made = [Function(head.of)] if callable(head.of) else []
-    return frozenset(name for function in (*functions, *made) for name in inputs_of(function))
+    return frozenset(name for function in (*functions, *made) for name in function.inputs.names)
 
 
-def _wants_value(behind: Iterable[Operator[Any, Any]], names: Mapping[str, Path]) -> bool:
+def _wants_value(behind: Iterable[Operator[Any, Any]], names: Iterable[str]) -> bool:
     """Whether operators want what the function before them gave."""
+    known = {*names}
     for each in behind:
         if isinstance(each, Append):
             return True
         if isinstance(each, Need):
-            names = {**names, **each.paths}
+            known |= each.paths.keys()
         for function in each.functions:
-            first = next(iter(inputs_of(function)), None)
-            return first is not None and first not in names
+            return function.inputs.first is not None and function.inputs.first not in known
     return False
 
 

@@ -18,12 +18,12 @@ import numpy as np
 from qflow.errors import GraphError, describe, got
 from qflow.graph.carrier import Carrier
 from qflow.graph.flow import Beginning, Each, Operator
-from qflow.graph.function import Function, function_text, is_iterable
+from qflow.graph.function import Function, function_text, inputs_of, is_iterable
 from qflow.graph.options import RunOptions
 from qflow.graph.sizes import count
 from qflow.h5 import readers
-from qflow.h5.block import ALIGNED, ROWS, Block, Linked, Made, Path, Slice, rows_of
-from qflow.h5.tables import Tables
+from qflow.h5.block import ALIGNED, ROWS, Block, Linked, Made, Path, Slice, masked, rows_of
+from qflow.h5.tables import Tables, fitted
 
 PAIRS, SPREAD = "pairs", "1:n"
 KINDS = (ALIGNED, SPREAD, PAIRS)
@@ -47,7 +47,7 @@ class Rows(Each[Any, Carrier]):
     def outputs(self, value: Any) -> Iterable[Any]:
         if not isinstance(value, Slice):
             raise TypeError(f"`h5.rows` takes slices of a file, but got {got(value)}. Write `h5.run(flow, path)`.")
-        return (Block(value, {self.as_: Path((self.table,))}),)
+        return (Block(value, {self.as_: (Path((self.table,)), 0)}),)
 
     def length(self, items: int) -> int:
         return items
@@ -63,11 +63,17 @@ class Rows(Each[Any, Carrier]):
         return Beginning(self.slices(os.fspath(paths[0])), (self,))
 
     def between(self, start: int | None, stop: int | None) -> Rows:
-        """Itself with other rows, where a run says which; of a generator these are no rows."""
+        """Itself with other rows, where a run says which; a generator is told by its parameters."""
         found = copy(self)
         if self.of is None:
             found.start = self.start if start is None else _place(start, "start")
             found.stop = self.stop if stop is None else _place(stop, "stop")
+            _check_places(found.start, found.stop)
+        for word, value in (("start", start), ("stop", stop)):
+            if self.of is not None and value is not None and word not in (inputs_of(self.of).names if callable(self.of) else {}):
+                raise GraphError(
+                    f"`{word}={value!r}` is for what makes the rows, but `{_made_by(self.of)}` names no such parameter."
+                )
         return found
 
     def slices(self, path: str | None) -> Slices:
@@ -123,7 +129,8 @@ class Generated:
     def __iter__(self) -> Iterator[Slice]:
         at = self.first
         for each in self.arrays:
-            rows = rows_of(each, f"The table {self.table!r}")
+            rows = rows_of(each, f"The table {self.table!r}").view()
+            rows.flags.writeable = False
             yield Slice(self.path, self.table, at, at + len(rows), rows)
             at += len(rows)
 
@@ -173,10 +180,11 @@ def rows(
     named = _table(table, "h5.rows")
     first = _place(start, "start")
     last = None if stop is None else _place(stop, "stop")
-    if last is not None and last < first:
-        raise GraphError(f"`stop` is not before `start`, but got start={first}, stop={last}.")
-    if of is not None and not callable(of) and not is_iterable(of):
-        raise GraphError(f"`of` makes rows: an iterable of arrays, or a function that gives one, but got {got(of)}.")
+    _check_places(first, last)
+    if of is not None and not callable(of) and (not is_iterable(of) or isinstance(of, Iterator)):
+        raise GraphError(
+            f"`of` makes rows: a list of arrays, or a function that gives an iterator of them for each run, but got {got(of)}."
+        )
     if of is not None and (size is not None or first or last is not None):
         raise GraphError("`of` makes the slices, so `size`, `start` and `stop` mean nothing here. Let it make what is wanted.")
     number = None if size is None else count(size, "size", 'h5.rows("hits", size=1024)')
@@ -273,54 +281,83 @@ class Append(Each[Carrier, Carrier]):
             raise TypeError(
                 f'The rows for {self.table!r} have pairs, but `h5.append` does not ask for them: write `refs="pairs"`.'
             )
-        rows, spread = self._spread(given) if SPREAD in wanted.values() else (given, None)
-        rows = rows_of(rows, f"The table {self.table!r}")
+        owners = None  # for each row the one of which it was made
+        for other, kind in wanted.items():
+            if kind == SPREAD:
+                given, owners = self._spread(given, len(block.numbers(other)), other)
+        rows = rows_of(given, f"The table {self.table!r}")
         if self.dtype is not None:
-            rows = rows.astype(self.dtype, casting="same_kind", copy=False)
-        links = {other: self._links(kind, other, len(rows), block, pairs.get(other), spread) for other, kind in wanted.items()}
+            rows = fitted(rows, self.dtype, f"The rows of {self.table!r}")
+        links = {}
+        for other, kind in wanted.items():
+            if kind == PAIRS:
+                links[other] = self._pairs(pairs.get(other), other, len(rows), block)
+            else:
+                links[other] = self._links(owners if kind == SPREAD else None, other, len(rows), block)
         return Made(self.table, rows, links)
 
-    def _spread(self, given: Any) -> tuple[Any, Any]:
+    def _spread(self, given: Any, there: int, other: str) -> tuple[Any, Any]:
         """Rows of several for each row there, and to which each belongs."""
-        if isinstance(given, np.ma.MaskedArray):
-            mask = np.ma.getmaskarray(given)
-            hidden = mask.view(bool).reshape(*mask.shape, -1).all(-1) if mask.dtype.names else mask
-            hidden = hidden.reshape(*given.shape[:2], -1).all(-1) if given.ndim > 1 else hidden
-            return np.asarray(given)[~hidden], np.nonzero(~hidden)[0]
-        if isinstance(given, np.ndarray) and given.dtype.kind != "O" and given.ndim > 1:
-            return given.reshape(-1, *given.shape[2:]), np.repeat(np.arange(len(given)), given.shape[1])
-        if not isinstance(given, list | tuple | np.ndarray):
+        if isinstance(given, np.ma.MaskedArray) and given.ndim > 1:
+            hidden, partly = masked(np.ma.getmaskarray(given), 2)
+            if (partly & ~hidden).any():
+                raise TypeError(
+                    f"A row for {self.table!r} is masked in part. Say what stands for what is missing: `rows.filled(0)`."
+                )
+            parts, owners = given.data[~hidden], np.nonzero(~hidden)[0]
+        elif isinstance(given, np.ndarray) and given.dtype.kind != "O" and given.ndim > 1:
+            parts, owners = given.reshape(-1, *given.shape[2:]), np.repeat(np.arange(len(given)), given.shape[1])
+        elif isinstance(given, list | tuple) or (isinstance(given, np.ndarray) and given.dtype.kind == "O"):
+            each = [_present(np.ma.asarray(part) if isinstance(part, np.ma.MaskedArray) else np.asarray(part)) for part in given]
+            for part in each:
+                if not part.ndim:
+                    raise TypeError(
+                        f'`refs="1:n"` of {self.table!r} wants for each row an array of rows, but got {got(part.item())}.'
+                    )
+            some = [part for part in each if len(part)] or each[:1] or [np.empty(0, self.dtype)]
+            parts, owners = np.concatenate(some), np.repeat(np.arange(len(each)), [len(part) for part in each])
+        else:
             raise TypeError(
                 f'`refs="1:n"` of {self.table!r} wants rows for each row: a masked array [rows, most] or a list of arrays, '
                 f"but got {got(given)}."
             )
-        parts = [np.asarray(each) for each in given]
-        kept = [part for part in parts if len(part)] or parts[:1] or [np.empty(0, self.dtype)]
-        return np.concatenate(kept), np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        if len(given) != there:
+            raise ValueError(
+                f'{len(given)} lists of rows for {self.table!r} were made of {there} rows of {other!r}, but `refs="1:n"` '
+                "wants one for each. Give an empty one where there is nothing."
+            )
+        return parts, owners
 
-    def _links(self, kind: str, other: str, rows: int, block: Block, pairs: Any, spread: Any) -> Any:
+    def _links(self, owners: Any, other: str, rows: int, block: Block) -> Any:
+        """Each row with its own, or with the one to which it belongs."""
         there = block.numbers(other)
-        if kind == ALIGNED:
-            if rows != len(there):
-                raise ValueError(
-                    f'{rows} rows for {self.table!r} were made of {len(there)} rows of {other!r}, but `refs="1:1"` links each '
-                    'with its own. Give as many, or write `refs="1:n"` or `refs="pairs"`.'
-                )
-            return ALIGNED
-        if kind == SPREAD:
-            if len(spread) and spread[-1] >= len(there):
-                raise ValueError(
-                    f"Rows for {self.table!r} were made of row {spread[-1]} of a slice of {len(there)} rows of {other!r}."
-                )
-            return np.stack([there[spread], np.arange(rows)], axis=1)
+        if owners is not None:
+            return np.stack([there[owners], np.arange(rows)], axis=1)
+        if rows != len(there):
+            raise ValueError(
+                f'{rows} rows for {self.table!r} were made of {len(there)} rows of {other!r}, but `refs="1:1"` links each '
+                'with its own. Give as many, or write `refs="1:n"` or `refs="pairs"`.'
+            )
+        return ALIGNED
+
+    def _pairs(self, pairs: Any, other: str, rows: int, block: Block) -> Any:
+        """Pairs that were given, without those that are masked."""
         if pairs is None:
             raise ValueError(f"`h5.linked` for {self.table!r} has no pairs with {other!r}.")
-        found = np.asarray(pairs) if np.size(pairs) else np.empty((0, 2), np.int64)
+        found = np.ma.asarray(pairs) if isinstance(pairs, np.ma.MaskedArray) else np.asarray(pairs)
+        found = found if found.size else np.empty((0, 2), np.int64)
         if found.ndim != 2 or found.shape[1] != 2 or found.dtype.kind not in "iu":
             raise TypeError(f"Pairs for {self.table!r} are integers [pairs, 2], but got {describe(found)}.")
-        wrong = found[(found[:, 1] < 0) | (found[:, 1] >= rows), 1]
-        if wrong.size:
-            raise IndexError(f"A pair names row {wrong[0]} of the {rows} rows that this slice makes for {self.table!r}.")
+        if isinstance(found, np.ma.MaskedArray):
+            found = found.data[~np.ma.getmaskarray(found).any(axis=1)]
+        first, last = block.length(other)
+        for column, start, stop, where in (
+            (0, first, last, f"of {other!r}"),
+            (1, 0, rows, f"that this slice makes for {self.table!r}"),
+        ):
+            wrong = found[(found[:, column] < start) | (found[:, column] >= stop), column]
+            if wrong.size:
+                raise IndexError(f"A pair names row {wrong[0]} of rows {start} to {stop} {where}.")
         return found.astype(np.int64)
 
     def length(self, items: int) -> int:
@@ -413,7 +450,7 @@ def linked(rows: Any, pairs: Any) -> Linked:
 class Stage(Each[Carrier, Carrier]):
     """One stage with state; see `stage`."""
 
-    carries = True
+    carries = user_code = True
     ready = False
 
     def __init__(self, what: Any) -> None:
@@ -425,15 +462,22 @@ class Stage(Each[Carrier, Carrier]):
 
     @property
     def functions(self) -> tuple[Function, ...]:
-        return (Function(self.what),)
+        return (self._function,)
+
+    @property
+    def _function(self) -> Function:
+        """What is called; of a class what its instances are called with."""
+        what = self.what
+        made = isinstance(what, partial) and isinstance(what.func, type)
+        return Function(what.func if made else what)
 
     def begun(self, file: Tables) -> Stage:
         """A copy at work, for one run."""
-        what = self.what() if isinstance(getattr(self.what, "func", self.what), type) else self.what
+        what = self.what() if self._function.builds else self.what
         if not callable(what):
             raise GraphError(f"`{self!r}` made {got(what)}, which can't be called with a slice's inputs. Give it `__call__`.")
-        ready = Stage(what)
-        ready.ready = True
+        ready = copy(self)
+        ready.what, ready.ready = what, True
         if hasattr(what, "begin"):
             what.begin(file)
         return ready
@@ -446,7 +490,8 @@ class Stage(Each[Carrier, Carrier]):
     def outputs(self, value: Any) -> Iterable[Any]:
         if not self.ready:
             raise GraphError(f"`{self!r}` works in the process that writes. Run the flow with `h5.run(flow, input, output)`.")
-        return _block(value, "stage").mapped(Function(self.what))
+        function = self._function if self.setting is None else self._function.within(self.setting)
+        return _block(value, "stage").mapped(function)
 
     def length(self, items: int) -> int:
         return items
@@ -488,6 +533,11 @@ def stage(what: Any) -> Stage:
     return Stage(what)
 
 
+def _present(rows: Any) -> Any:
+    """Those of one row that are not masked."""
+    return rows.compressed() if isinstance(rows, np.ma.MaskedArray) else rows
+
+
 # ---- arguments
 
 
@@ -498,7 +548,7 @@ def _block(value: Any, word: str) -> Block:
 
 
 def _table(name: Any, word: str) -> str:
-    if not isinstance(name, str) or not name.strip("/ ") or "->" in name:
+    if not isinstance(name, str) or not name.strip("/ ") or "->" in name or "ref" in name.split("/"):
         raise GraphError(f"`{word}` takes the name of a table, as 'hits' or 'reco/hits', but got {got(name)}.")
     return name.strip("/ ")
 
@@ -527,6 +577,11 @@ def _place(row: Any, word: str) -> int:
     if isinstance(row, bool) or not hasattr(type(row), "__index__") or row.__index__() < 0:
         raise GraphError(f"`{word}` is the number of a row, 0 or more, but got {got(row)}.")
     return int(row.__index__())
+
+
+def _check_places(start: int, stop: int | None) -> None:
+    if stop is not None and stop < start:
+        raise GraphError(f"`stop` is not before `start`, but got start={start}, stop={stop}.")
 
 
 def _path(name: str, path: Any) -> Path:

@@ -189,8 +189,9 @@ class Tables:
         table = self._find(f"{_name(name)}/data")
         if table is None:
             table = self.create(name, rows.dtype, rows.shape[1:])
-        if table.shape[1:] != rows.shape[1:] or not np.can_cast(rows.dtype, table.dtype, "same_kind"):
+        if table.shape[1:] != rows.shape[1:]:
             raise GraphError(f"The rows of {name!r} are {_typed(table)}, but got {_type_text(rows.dtype, rows.shape[1:])}.")
+        rows = fitted(rows, table.dtype, f"The rows of {name!r}")
         place = self.reserve(name, len(rows))
         table[place] = rows
         return place
@@ -235,11 +236,14 @@ class Tables:
         if not len(found):
             return slice(start, start)
         if ref.dtype.itemsize < WIDE.itemsize and found.max() > np.iinfo(ref.dtype).max:
-            ref = self._widened(ref)
+            ref = self._retyped(ref, WIDE)
         ref.resize(start + len(found), axis=0)
         ref[start:] = columns
         for name, other, column in ((parent, child, 0), (child, parent, 1)):
-            _enlarge(self.region(name, other), found[:, column].astype(np.int64), start)
+            region = self.region(name, other)
+            if start + len(found) > np.iinfo(region.dtype["start"]).max:  # as h5flow makes them
+                region = self._retyped(region, region_dtype)
+            _enlarge(region, found[:, column].astype(np.int64), start)
         return slice(start, start + len(found))
 
     def delete(self, name: str) -> None:
@@ -343,12 +347,13 @@ class Tables:
         self._links = sorted([*self._links, (parent, child)])
         return ref, (0, 1)
 
-    def _widened(self, ref: Any) -> Any:
-        """References with room for larger numbers, in place of others."""
-        home, name, attributes = ref.parent, ref.name.rpartition("/")[2], dict(ref.attrs)
-        wide = home.create_dataset("wide", ref.shape, WIDE, maxshape=(None, 2), chunks=ref.chunks, compression=ref.compression)
-        for start, stop in runs(ref, np.array([0]), np.array([len(ref)])):
-            wide[start:stop] = ref[start:stop]
+    def _retyped(self, dataset: Any, dtype: Any) -> Any:
+        """References or regions with room for larger numbers, in place of others."""
+        home, name, attributes = dataset.parent, dataset.name.rpartition("/")[2], dict(dataset.attrs)
+        kept = {"maxshape": dataset.maxshape, "chunks": dataset.chunks, "compression": dataset.compression}
+        wide = home.create_dataset("wide", dataset.shape, dtype, **kept)
+        for start, stop in runs(dataset, np.array([0]), np.array([len(dataset)])):
+            wide[start:stop] = dataset[start:stop].astype(dtype)
         wide.attrs.update(attributes)
         del home[name]
         home.move("wide", name)
@@ -371,6 +376,45 @@ def _enlarge(region: Any, rows: Any, first: int) -> None:
         block["start"][places] = np.where(some, np.minimum(old["start"], first + starts[inside]), first + starts[inside])
         block["stop"][places] = np.where(some, np.maximum(old["stop"], first + stops[inside]), first + stops[inside])
         region[start:stop] = block
+
+
+def fitted(rows: Any, dtype: Any, what: str) -> Any:
+    """Rows as those of another type, if no number becomes another one and no text is cut.
+
+    >>> fitted(np.array([1, 2]), np.dtype("u1"), "These")
+    array([1, 2], dtype=uint8)
+    >>> fitted(np.array([1, 256]), np.dtype("u1"), "These")
+    Traceback (most recent call last):
+    qflow.errors.GraphError: These are uint8, in which 256 does not fit.
+
+    Floats may lose digits.
+    """
+    if rows.dtype == dtype:
+        return rows
+    if not _castable(rows.dtype, dtype):
+        raise GraphError(f"{what} are {_type_text(dtype, ())}, but got {_type_text(rows.dtype, ())}.")
+    found = rows.astype(dtype)
+    _check_same(rows, found, what)
+    return found
+
+
+def _castable(one: Any, other: Any) -> bool:
+    """Whether values of a type can be those of another one; of records field by field, by their names."""
+    if one.names or other.names:
+        return one.names == other.names and all(_castable(one[name], other[name]) for name in one.names)
+    if one.shape or other.shape:
+        return one.shape == other.shape and _castable(one.base, other.base)
+    return np.can_cast(one, other, "same_kind") or (one.kind in "iu" and other.kind in "iu")
+
+
+def _check_same(rows: Any, found: Any, what: str) -> None:
+    if found.dtype.names:
+        for one, other in zip(rows.dtype.names, found.dtype.names, strict=True):
+            _check_same(rows[one], found[other], what)
+    elif found.dtype.kind in "iuSU" and not np.can_cast(rows.dtype, found.dtype, "safe"):
+        wrong = rows[found != rows]
+        if wrong.size:
+            raise GraphError(f"{what} are {found.dtype}, in which {wrong.ravel()[0]} does not fit.")
 
 
 def _places(rows: Any) -> tuple[Any, Any, Any]:
@@ -403,8 +447,8 @@ def _unnamed(folder: str) -> Any:
 
 def _name(name: Any) -> str:
     """A name of a table without slashes around it."""
-    if not isinstance(name, str) or not name.strip("/"):
-        raise GraphError(f"A table has a name, as 'hits' or 'reco/hits', but got {got(name)}.")
+    if not isinstance(name, str) or not name.strip("/") or "ref" in name.split("/"):
+        raise GraphError(f"A table has a name, as 'hits' or 'reco/hits', of which no part is 'ref', but got {got(name)}.")
     return name.strip("/")
 
 

@@ -6,72 +6,115 @@ together until there are `BYTES` of them: a call of HDF5 costs as much as 100 KB
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, final
+from collections.abc import Iterator
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
-from qflow.errors import GraphError
-from qflow.h5.block import Block, Made
-from qflow.h5.tables import Tables
+from qflow.errors import GraphError, InternalError
+from qflow.h5.block import Block, Made, Slice
+from qflow.h5.tables import Tables, fitted
 
 BYTES = 1 << 22
+MOST = 1000  # slices
+
+
+class _Part(NamedTuple):
+    """What waits of a slice: copies, for whoever made them may use their memory again."""
+
+    slice: Slice
+    made: tuple[Made, ...]
 
 
 @final
 class Writer:
-    """Writes to a file; `flush` before it is looked at."""
+    """Writes to a file; `finish` before it is looked at.
+
+    The type of a table's rows is that of the first there are, whatever empty slices say.
+    """
 
     def __init__(self, file: Tables) -> None:
         self.file = file
         self.rows: dict[str, int] = {}  # appended so far, by tables
-        self._waiting: list[Block] = []
+        self._empty: dict[str, Any] = {}  # tables of which no rows came yet: what they would be like
+        self._linked: dict[tuple[str, str], None] = {}
+        self._waiting: list[_Part] = []
         self._bytes = 0
+
+    def expect(self, table: str, dtype: Any) -> None:
+        """A table is there at the end, also if no rows came."""
+        self._empty.setdefault(table, np.empty(0, dtype))
 
     def add(self, block: Block) -> None:
         """Write what a slice has made, behind all slices before."""
+        at, made = block.slice._replace(rows=None), block.made
         if block.slice.rows is not None:
-            block = block.with_source()
-        if block.made:
-            self._waiting.append(block)
-            self._bytes += sum(each.rows.nbytes for each in block.made)
-        if self._bytes >= BYTES or len(self._waiting) >= 1000:
+            made = (Made(at.table, block.slice.rows, {}), *made)
+        if made:
+            self._waiting.append(_Part(at, tuple(each._replace(rows=np.array(each.rows)) for each in made)))
+            self._bytes += sum(each.rows.nbytes + _bytes(each) for each in made)
+        if self._bytes >= BYTES or len(self._waiting) >= MOST:
             self.flush()
 
     def flush(self) -> None:
         """Write what waits."""
         waiting, self._waiting, self._bytes = self._waiting, [], 0
-        names = dict.fromkeys(each.table for block in waiting for each in block.made)
         bases: list[dict[str, int]] = [{} for _ in waiting]  # of each slice by tables: the row with which its own begin
-        for name in names:
-            parts = [(number, made) for number, block in enumerate(waiting) for made in block.made if made.table == name]
-            at = self._append(name, [made for _, made in parts])
-            for number, made in parts:
-                if made.source and at != waiting[number].slice.start:
-                    raise GraphError(f"Rows {at} on were made for {name!r} where {waiting[number].slice!r} were announced.")
+        for name in dict.fromkeys(each.table for part in waiting for each in part.made):
+            found = [(number, each.rows) for number, part in enumerate(waiting) for each in part.made if each.table == name]
+            at = self._append(name, [rows for _, rows in found])
+            for number, rows in found:
                 bases[number][name] = at
-                at += len(made.rows)
+                if name == waiting[number].slice.table and at != waiting[number].slice.start:
+                    raise InternalError(f"{waiting[number].slice!r} begin at {at}.")
+                at += len(rows)
         links: dict[tuple[str, str], list[Any]] = {}
-        for block, base in zip(waiting, bases, strict=True):
-            for made in block.made:
-                for other in made.links:
-                    links.setdefault((other, made.table), []).append(_pairs(block, made, other, base))
-        for (other, name), pairs in links.items():
-            self.file.link(other, name, np.concatenate(pairs))
+        for part, base in zip(waiting, bases, strict=True):
+            for each in part.made:
+                for other, pairs in _pairs(part, each, base):
+                    links.setdefault((other, each.table), []).append(pairs)
+        for (other, name), found in links.items():
+            self._linked[other, name] = None
+            if name in self.file and other in self.file:
+                self.file.link(other, name, np.concatenate(found))
 
-    def _append(self, name: str, parts: Sequence[Made]) -> int:
+    def finish(self) -> None:
+        """Write the rest; tables of which no rows came are there, too."""
+        self.flush()
+        for name, rows in self._empty.items():
+            if name not in self.file:
+                self.file.create(name, rows.dtype, rows.shape[1:])
+        for other, name in self._linked:
+            self.file.link(other, name, [])
+
+    def _append(self, name: str, parts: list[Any]) -> int:
         """Append rows of several slices -> the first one's place."""
-        rows = parts[0].rows if len(parts) == 1 else np.concatenate([made.rows for made in parts])
-        place = self.file.append(name, rows)
-        self.rows[name] = self.rows.get(name, 0) + len(rows)
-        return int(place.start)
+        some = [rows for rows in parts if len(rows)]
+        self.rows[name] = self.rows.get(name, 0) + sum(map(len, some))
+        if not some:
+            self._empty.setdefault(name, parts[0])
+            return len(self.file[name]) if name in self.file else 0
+        dtype = self.file[name].dtype if name in self.file else some[0].dtype
+        shape = self.file[name].shape[1:] if name in self.file else some[0].shape[1:]
+        if other := next((rows.shape[1:] for rows in some if rows.shape[1:] != shape), None):
+            raise GraphError(f"The rows of {name!r} are of shape {shape}, but a slice has made some of shape {other}.")
+        same = [fitted(rows, dtype, f"The rows of {name!r}") for rows in some]
+        return int(self.file.append(name, same[0] if len(same) == 1 else np.concatenate(same)).start)
 
 
-def _pairs(block: Block, made: Made, other: str, base: dict[str, int]) -> Any:
-    """Pairs of the file's rows: of another table, and of what was made."""
-    pairs = made.links[other]
-    if isinstance(pairs, str):
-        there = block.numbers(other) + base.get(other, 0) * (not block.is_source(other))
-        return np.stack([there, np.arange(base[made.table], base[made.table] + len(made.rows))], axis=1)
-    shift = 0 if block.is_source(other) else base.get(other, 0)
-    return pairs + np.array([shift, base[made.table]])
+def _pairs(part: _Part, made: Made, base: dict[str, int]) -> Iterator[tuple[str, Any]]:
+    """For each linked table pairs of the file's rows: there, and of what was made."""
+    sizes = {each.table: len(each.rows) for each in part.made}
+    for other, pairs in made.links.items():
+        source = other == part.slice.table
+        shift = 0 if source else base.get(other, 0)
+        if isinstance(pairs, str):
+            start = shift if other in sizes and not source else part.slice.start
+            here = np.arange(len(made.rows))
+            yield other, np.stack([start + here, base[made.table] + here], axis=1)
+        else:
+            yield other, pairs + np.array([shift, base[made.table]])
+
+
+def _bytes(made: Made) -> int:
+    return sum(0 if isinstance(pairs, str) else pairs.nbytes for pairs in made.links.values())
