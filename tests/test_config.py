@@ -184,11 +184,13 @@ def test_several_configurations_go_on_with_the_one_that_was_interrupted(folder, 
     arguments = ["h5", "run", "-c", "a.yaml", "b.yaml", "-i", "in.h5", "-o", "out.h5"]
     assert main(arguments) == 1
     assert "no disk" in capfd.readouterr().err
-    assert {"out.h5.1-of-2"} == {name for name in os.listdir() if name.startswith("out")}
+    assert {"out.h5.1-of-2", "out.h5.1-of-2.made-of"} == {name for name in os.listdir() if name.startswith("out")}
     written(
         folder, "flow: {source: hits, stages: [b]}\nb: {function: 'detector:offset', append: {table: b, dtype: f8}}\n", "b.yaml"
     )
     written(folder, (folder / "b.yaml").read_text().replace("detector:offset", "numpy:sqrt"), "b.yaml")
+    assert main(arguments) == 1
+    assert "was interrupted" in capfd.readouterr().err
     assert main([*arguments, "--resume"]) == 0
     out = capfd.readouterr().out
     assert "b.yaml: 1 slices, 500 rows in b" in out
@@ -198,9 +200,23 @@ def test_several_configurations_go_on_with_the_one_that_was_interrupted(folder, 
     assert {"out.h5"} == {name for name in os.listdir() if name.startswith("out")}
     assert main(arguments) == 1
     assert "already" in capfd.readouterr().err
-    assert main([*arguments[:5], "-o", "out.h5", "--exists", "append"]) == 0
+    assert main([*arguments[:5], "-o", "out.h5", "--exists", "append", "-i", "in.h5"]) == 1
+    assert main([*arguments[:4], *arguments[3:5], "-o", "out.h5", "--exists", "append"]) == 0
     with h5.Tables("out.h5") as file:
-        assert len(file["a"]) == 1000
+        assert len(file["a"]) == 1500
+
+
+def test_a_chain_does_not_go_on_behind_what_was_made_otherwise(folder, capfd):
+    text = "flow: {source: hits, stages: [a]}\na: {function: detector:Scaled, params: {factor: 1e+0}, append: a}\n"
+    arguments = ["h5", "run", "-c", written(folder, text, "a.yaml"), "b.yaml", "-i", "in.h5", "-o", "out.h5"]
+    written(folder, "flow: {source: hits, stages: [b]}\nb: {function: 'operator:not_', append: b}\n", "b.yaml")
+    with pytest.raises(ValueError, match="ambiguous"):
+        main(arguments)
+    written(folder, text.replace("1e+0", "1e+1"), "a.yaml")
+    written(folder, "flow: {source: a, stages: [b]}\nb: {function: numpy:negative, append: b}\n", "b.yaml")
+    assert main([*arguments, "--resume"]) == 0
+    with h5.Tables("out.h5") as file:
+        np.testing.assert_array_equal(file["b", :], -10 * np.arange(500.0))
 
 
 def test_parts_are_included_and_merged(folder):

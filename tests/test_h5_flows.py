@@ -918,3 +918,44 @@ def test_mpiexec_tells_ranks_of_each_other(events, tmp_path, count):
     ranks(tmp_path, 1, events, tmp_path / "one.h5")
     assert content(tmp_path / "out.h5") == content(tmp_path / "one.h5")
     assert sorted(os.listdir(tmp_path)) == ["in.h5", "one.h5", "out.h5", "ranks.py"]
+
+
+def test_what_another_run_has_said_counts_for_nothing(events, tmp_path):
+    """Rank 1 comes first, and finds what a run has left that was killed."""
+    (tmp_path / "ranks.py").write_text(RANKS)
+    (tmp_path / "out.h5.ranks").write_text('{"run": "00000000000000000000000000000000", "seed": 999}')
+    (tmp_path / "out.h5.journal").touch()
+    command = [sys.executable, tmp_path / "ranks.py", events, tmp_path / "out.h5"]
+    started = []
+    for number in (1, 0):
+        started.append(subprocess.Popen(command, env={**os.environ, "RANK": str(number), "WORLD_SIZE": "2"}))
+        while number and not (tmp_path / "out.h5.journal-1-of-2").exists():
+            assert started[0].poll() is None
+    assert [each.wait(100) for each in started] == [0, 0]
+    ranks(tmp_path, 1, events, tmp_path / "one.h5")
+    assert content(tmp_path / "out.h5") == content(tmp_path / "one.h5")
+    assert sorted(os.listdir(tmp_path)) == ["in.h5", "one.h5", "out.h5", "ranks.py"]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_nobody_waits_for_ever_for_a_rank_that_does_not_come(events, tmp_path, monkeypatch, index):
+    monkeypatch.setattr(h5.meeting, "PATIENCE", 0.1)
+    with pytest.raises(ResourceError, match="has not begun within"):
+        h5.run(ids | h5.append("a"), events, tmp_path / "out.h5", shard=(index, 2), engine="serial")
+    assert not (tmp_path / "out.h5").exists()
+
+
+def test_runs_of_other_numbers_of_ranks_do_not_write_one_output_at_once(events, tmp_path):
+    def again(hits):
+        with pytest.raises(ResourceError, match="Another run"):
+            h5.run(ids | h5.append("a"), events, tmp_path / "out.h5", exists="overwrite", shard=(0, 2), engine="serial")
+        return hits["id"]
+
+    assert h5.run(h5.rows("hits", size=1000) | again | h5.append("a"), events, tmp_path / "out.h5", engine="serial").slices == 1
+
+
+def test_a_run_is_gone_on_with_by_as_many_ranks(events, tmp_path):
+    ranks(tmp_path, 2, events, tmp_path / "out.h5", FAILS="r0")
+    codes, texts = ranks(tmp_path, 1, events, tmp_path / "out.h5", "resume")
+    assert codes == [1]
+    assert "another ranks (2, now 1)" in texts[0]

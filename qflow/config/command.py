@@ -8,7 +8,7 @@ import os
 import sys
 import time
 
-from qflow.errors import GraphError, QFlowError
+from qflow.errors import QFlowError
 
 HELP = "Run flows over HDF5 tables that are written in YAML."
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tables that are only wanted meanwhile, beside those of the files",
     )
     add("-z", "--compression", choices=("gzip", "lzf"), help="of new tables")
-    add("-n", "--workers", type=_count, default=1, metavar="N", help="worker processes (default: 1)")
+    add("-n", "--workers", type=_count, metavar="N", help="worker processes, where the functions have no marks (default: 1)")
     add("--exists", choices=("refuse", "overwrite", "append"), default="refuse", help="what to do with an output that is there")
     add("--resume", action="store_true", help="go on with a run that was interrupted")
     add("-v", "--verbose", action="count", default=0, help="show the flows; twice: progress, too")
@@ -64,48 +64,31 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from qflow import h5
+    from qflow.config.chain import run_all
     from qflow.config.entries import configuration
+    from qflow.graph.ranks import rank
 
-    configurations = [configuration(path) for path in arguments.configs]
-    last = len(configurations) - 1
-    input, between = arguments.input, list[str]()
-    if last and os.path.lexists(arguments.output):
-        if arguments.exists == "refuse":
-            raise GraphError(
-                f"There is {arguments.output!r} already: write --exists append, --exists overwrite, or another output."
-            )
-        input = arguments.output if arguments.exists == "append" else input
-    for number, (path, each) in enumerate(zip(arguments.configs, configurations, strict=True)):
-        output = arguments.output if number == last else f"{arguments.output}.{number + 1}-of-{last + 1}"
-        if number < last:
-            between.append(output)
-            if arguments.resume and os.path.exists(output):
-                input = output
-                continue
-        if arguments.verbose:
-            print(f"{path}: {each.flow!r}")
+    configurations = {path: configuration(path) for path in arguments.configs}
+    begun, first = time.monotonic(), rank().index == 0
+    for path, flow, done in run_all(
+        [(path, configurations[path]) for path in arguments.configs],
+        arguments.input,
+        arguments.output,
+        n=arguments.workers,
+        start=arguments.start,
+        stop=arguments.end,
+        exists=arguments.exists,
+        resume=arguments.resume,
+        drop=arguments.drop,
+        compression=arguments.compression,
+        progress=arguments.verbose > 1,
+    ):
+        if first and arguments.verbose:
+            print(f"{path}: {flow!r}")
+        if first:
+            rows = ", ".join(f"{count} rows in {table}" for table, count in done.rows.items()) or "no rows"
+            print(f"{path}: {done.slices} slices, {rows}, in {time.monotonic() - begun:.1f} s")
         begun = time.monotonic()
-        done = h5.run(
-            each.flow,
-            input,
-            output,
-            n=arguments.workers,
-            start=arguments.start,
-            stop=arguments.end,
-            exists="overwrite" if last else arguments.exists,
-            resume=arguments.resume,
-            drop=[*each.drop, *arguments.drop],
-            attrs=each.attrs,
-            compression=arguments.compression,
-            progress=arguments.verbose > 1,
-            params=each.params(),
-        )
-        rows = ", ".join(f"{count} rows in {table}" for table, count in done.rows.items()) or "no rows"
-        print(f"{path}: {done.slices} slices, {rows}, in {time.monotonic() - begun:.1f} s")
-        input = output
-    for path in between:
-        os.unlink(path)
 
 
 def _row(text: str) -> int:

@@ -35,6 +35,7 @@ from qflow.config.nodes import mapping, plain, read, sequence, text, where, wron
 from qflow.errors import GraphError, listed, near
 from qflow.graph.flow import Flow, Map, Operator
 from qflow.graph.function import Function, inputs_of, makes_callables
+from qflow.graph.marks import Step
 from qflow.h5.stages import Rows
 
 OWN = ("flow", "resources", "attrs")
@@ -133,7 +134,9 @@ def _stage(node: Any, entries: Mapping[str, Any]) -> Iterator[Operator[Any, Any]
     params, function = _params(parts), _function(parts[words[0]])
     _check_params(function, params, parts)
     with _at(parts[words[0]]):
-        if words == ["stage"]:
+        if isinstance(function, Step):
+            yield _placed(function.bind(**params) if params else function.using(), parts["function"])
+        elif words == ["stage"]:
             yield _placed(h5.stage(partial(function, **params) if params else function), parts["stage"])
         elif makes_callables(function):
             yield _placed(Map(Function(function, (), ((), tuple(params.items())))), parts["function"])

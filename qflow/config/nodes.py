@@ -6,6 +6,7 @@ Only plain values are made of it, and ``!include other.yaml`` stands for what an
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -19,6 +20,15 @@ from qflow.errors import GraphError, listed, near
 INCLUDE = "!include"
 
 
+class _Loader(yaml.SafeLoader):
+    """Numbers such as 1e-3 are numbers, as in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+([.][0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 def read(path: str) -> Any:
     """The node of a file, with those of the files that it includes; a GraphError for what is no YAML."""
     return _read(os.path.abspath(path), path, ())
@@ -27,7 +37,7 @@ def read(path: str) -> Any:
 def _read(path: str, shown: str, inside: tuple[str, ...]) -> Any:
     try:
         with open(path, encoding="utf-8") as file:
-            loader = yaml.SafeLoader(file.read())
+            loader = _Loader(file.read())
     except (OSError, UnicodeDecodeError) as error:
         raise GraphError(f"{shown}: can't be read: {getattr(error, 'strerror', None) or error}.") from None
     loader.name = shown

@@ -114,6 +114,20 @@ def run(
         readers.close()  # nobody can write a file that is open for reading
 
 
+def made_of(flow: Joins[Any, Any], input: str | None, output: str, **options: Any) -> dict[str, Any]:
+    """What an output is made of, as far as it decides what that holds; arguments as in `run`."""
+    words = {word: options.pop(word, None) for word in ("n", "start", "stop", "compression")}
+    drop = options.pop("drop", ())
+    options.pop("progress", None)
+    try:
+        job = _Job(
+            flow, input, output, words["n"], words["start"], words["stop"], "overwrite", drop, words["compression"], None, options
+        )
+        return job.made_of()
+    finally:
+        readers.close()
+
+
 class _Job:
     """A run, checked; see `run` for the arguments."""
 
@@ -211,7 +225,7 @@ class _Job:
 
     def _begun(self, journal: Journal, meeting: Meeting, resume: bool) -> dict[str, Any]:
         """The options of the run: with a seed of its own, or from the state on of one that was interrupted."""
-        state = journal.state(self._made_of()) if resume else None
+        state = journal.state(self.made_of()) if resume else None
         if self.rank.index == 0:
             meeting.clear()
         if state is None:
@@ -268,7 +282,7 @@ class _Job:
         slices = self._slices()
         with self.pipe, self.pipe(slices, **options) as results:
             if "resume" not in options:
-                journal.begin({**self._made_of(), "meeting": meeting.id, "state": results.state_dict()})
+                journal.begin({**self.made_of(), "meeting": meeting.id, "state": results.state_dict()})
             try:
                 for handed in _shown(results, slices, progress and self.rank.index == 0):
                     journal.add(handed)
@@ -290,7 +304,7 @@ class _Job:
             of = of(**{name: given[name] for name in Function(of).inputs.names if name in given})
         return Generated(self.input, self.head.table, of, first)
 
-    def _made_of(self) -> dict[str, Any]:
+    def made_of(self) -> dict[str, Any]:
         """What must be the same where a run is gone on with."""
         parts = [part for each in self.pipe.operators for part in each.inside]
         functions = [(each.call, each.bound, each.init) for part in parts for each in part.functions]
@@ -299,8 +313,8 @@ class _Job:
         head = self.head
         given = dict(self.options.get("params") or {})
         return {
-            "flow": fingerprint(functions, words, head.of, lenient=True),
             "ranks": self.rank.count,
+            "flow": fingerprint(functions, words, head.of, lenient=True),
             "table": head.table,
             "rows": [head.size, head.start, head.stop],
             "input": None if self.input is None else [*stamp(self.input)],
