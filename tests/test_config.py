@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -294,8 +296,6 @@ def changed(*pairs):
     ],
 )
 def test_what_is_wrong_is_told_with_file_and_line(folder, text, error):
-    import re
-
     written(folder, text)
     with pytest.raises(GraphError) as found:
         read = configuration("flow.yaml")
@@ -314,6 +314,33 @@ def test_the_command_says_what_is_wrong_in_a_line(folder, capfd):
         with pytest.raises(SystemExit) as ended:
             main(["h5", "run", "-c", "flow.yaml", "-i", "in.h5", "-o", "out.h5", *wrong])
         assert ended.value.code == 2
+
+
+def test_the_configuration_of_the_readme_does_what_it_says(folder):
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    (shown,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    functions = (
+        "def calibrate(hits, tracks, numbers, geometry, gain):\n    return gain * hits + tracks[:, 0].filled(0) + geometry\n"
+    )
+    (folder / "detector.py").write_text(functions + "def geometry(path):\n    return len(path)\n")
+    assert (
+        main(
+            [
+                "h5",
+                "run",
+                "-c",
+                written(folder, shown.replace("drop: [scratch]", "drop: [tracks]")),
+                "-i",
+                "in.h5",
+                "-o",
+                "out.h5",
+            ]
+        )
+        == 0
+    )
+    with h5.Tables("out.h5") as file:
+        np.testing.assert_array_equal(file["hits", "calib", :].ravel(), 2 * np.arange(500.0) + np.arange(500) // 10 + 11)
+        assert "tracks" not in file
 
 
 def test_compression_is_that_of_new_tables(folder):

@@ -1,4 +1,4 @@
-"""HDF5, the way in: plan chunks of rows, read them in workers, split them for training.
+"""HDF5: chunks of rows for training; tables that refer to each other, and flows over these.
 
     files --chunks--> ((file, start, stop), ...) --read--> [{key: row}, ...]  or  {key: rows}
 
@@ -8,6 +8,11 @@ chunks can be shuffled, split, pickled and compared. Files are opened where they
     chunks = h5.chunks("data/*.h5", 1024)
     train, validation, test = h5.split(chunks, validation=0.1, test=0.1)
     pipe = h5.read(["image", "label"], n=4) | transform | qf.repack(64) | collate
+
+A file of tables is a `Tables`. A flow over tables goes from one such file to another, in slices:
+
+    flow = h5.rows("hits") | h5.need(tracks="hits -> tracks") | calibrate | h5.append("calib", refs="1:1")
+    h5.run(flow, "events.h5", "calibrated.h5", n=8)
 """
 
 from qflow.h5.planning import Chunk, Chunks, Part, chunks
