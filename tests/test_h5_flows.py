@@ -182,6 +182,76 @@ def test_references_are_exact_for_any_slices(tmp_path_factory, size, start, stop
         assert [stop - start for start, stop in regions] == [counts[row] for row in rows if counts[row]]
 
 
+def total(found, rows, nothing):
+    """Of each row what is linked with it."""
+    numbers = np.ma.asarray(found["id"] if found.dtype.names else found)
+    return numbers.reshape(rows, -1).sum(axis=1).filled(nothing)
+
+
+def each(text):
+    """A function of its inputs by name, as a text."""
+    return eval(text, {"np": np, "h5": h5, "total": total})
+
+
+@st.composite
+def flows_(draw):
+    """What is made of rows one by one, of those that were made so, and along the links between them."""
+    parts, made = [], []
+    for number in range(draw(st.integers(1, 5))):
+        name, kind = f"t{number}", draw(st.sampled_from(["one", "many", "of", "many of", "sum", "pairs", "back"]))
+        before = draw(st.sampled_from(made)) if made else None
+        up = f"u{number}"
+        if kind == "one" or before is None:
+            parts += [each(f"lambda hits: hits['id'] * {number + 2}"), h5.append(name, refs="1:1")]
+        elif kind == "many":
+            parts += [
+                each(f"lambda hits: [np.arange(i % {number + 2}) + i for i in hits['id']]"),
+                h5.append(name, refs="1:n", dtype="i8"),
+            ]
+        elif kind == "of":
+            parts += [each(f"lambda {before}: {before} * 3 + 1"), h5.append(name, refs={before: "1:1"})]
+        elif kind == "many of":
+            parts += [
+                each(f"lambda {before}: [np.full(i % 3, i) for i in {before}]"),
+                h5.append(name, refs={before: "1:n"}, dtype="i8"),
+            ]
+        elif kind == "sum":
+            path = f"hits -> {before}" if before in direct(parts) else "hits"
+            parts += [h5.need(**{up: path}), each(f"lambda {up}, hits: total({up}, len(hits), -1)")]
+            parts += [h5.append(name, refs="1:1", dtype="i8")]
+        elif kind == "pairs":
+            kept = f"np.flatnonzero({before} % 2 == 0)"
+            pairs = f"np.stack([{kept}, np.arange(len({kept}))], axis=1)"
+            parts += [each(f"lambda {before}: h5.linked({before}[{kept}], {pairs})")]
+            parts += [h5.append(name, refs={before: "pairs"}, dtype="i8")]
+        else:
+            path = f"{before} -> hits" if before in direct(parts) else ("hits", "index")
+            parts += [h5.need(**{up: path}), each(f"lambda {up}: total({up}, len({up}), 0)"), h5.append(name, dtype="i8")]
+        made.append(name)
+    return parts
+
+
+def direct(parts):
+    """The tables that are linked with the hits."""
+    return [part.table for part in parts if isinstance(part, h5.stages.Append) and "" in part.refs]
+
+
+@settings(max_examples=60)
+@given(parts=flows_(), sizes=st.tuples(st.integers(1, 9), st.integers(10, 40)), data=st.data())
+def test_what_is_made_row_by_row_is_the_same_for_any_slices(tmp_path_factory, parts, sizes, data):
+    folder = tmp_path_factory.mktemp("rows")
+    with h5.Tables(folder / "in.h5", "w") as file:
+        file.append(
+            "hits", np.array([(number, 0) for number in data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=30))], HIT)
+        )
+    for name, size in zip("ab", sizes, strict=True):
+        flow = h5.rows("hits", size=size)
+        for part in parts:
+            flow = flow | part
+        h5.run(flow, folder / "in.h5", folder / f"{name}.h5", engine="serial")
+    assert content(folder / "a.h5") == content(folder / "b.h5")
+
+
 def test_inputs_follow_references_from_and_to_what_the_slice_has_made(events, tmp_path):
     seen = []
 
