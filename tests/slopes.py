@@ -98,7 +98,7 @@ def growing(series: Series, enough: float = ENOUGH) -> list[str]:
     found = []
     for what in COUNTS:
         (begin, end), a_minute = series.ends(what), series.slope(what)
-        if a_minute or end > begin:
+        if a_minute > 0 or end > begin:
             found.append(f"{what} {begin:g} -> {end:g}, {a_minute:+.3g}/min")
     if series.minutes >= enough:
         (begin, end), a_minute = series.ends("anonymous"), series.slope("anonymous")
