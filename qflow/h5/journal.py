@@ -163,7 +163,10 @@ def follow(path: str, meeting: str, pause: float, patience: float) -> Iterator[H
     with contextlib.ExitStack() as stack:
         while (file := _of_meeting(path, meeting)) is None:
             if time.monotonic() > begun + patience:
-                raise ResourceError(f"The rank that writes {path!r} has not begun within {patience:g} seconds.")
+                raise ResourceError(
+                    f"The rank that writes {path!r} has not begun within {patience:g} seconds. "
+                    "If each rank writes an output of its own, say so: `h5.run(..., shard=(0, 1))`."
+                )
             time.sleep(pause)
         stack.enter_context(file)
         while True:

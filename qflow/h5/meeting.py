@@ -62,7 +62,10 @@ class Meeting:
         begun = time.monotonic()
         while (said := self._said()) is None:
             if time.monotonic() > begun + PATIENCE:
-                raise ResourceError(f"Rank 0, which writes {self.output!r}, has not begun within {PATIENCE:g} seconds.")
+                raise ResourceError(
+                    f"Rank 0 of {self.rank.count}, which writes {self.output!r}, has not begun within {PATIENCE:g} seconds. "
+                    "If each rank writes an output of its own, say so: `h5.run(..., shard=(0, 1))`."
+                )
             time.sleep(PAUSE)
         if "failed" in said:
             raise ResourceError(f"Rank 0, which writes {self.output!r}, has failed: {said['failed']}")
@@ -76,12 +79,11 @@ class Meeting:
 
     def end(self) -> None:
         """In the other ranks: wait until the output is complete."""
-        while os.path.exists(self._path):
-            said = self._said()
-            if said is None and os.path.exists(self._path) and self._said() is None:
+        while (said := self._read()) is not None:
+            if said["run"] == self.id and "failed" in said:
+                raise ResourceError(f"Rank 0, which writes {self.output!r}, has failed: {said['failed']}")
+            if said["run"] != self.id or (self._said() is None and self._read() == said):
                 raise ResourceError(f"Rank 0, which writes {self.output!r}, is gone.")
-            if said is not None and (said["run"] != self.id or "failed" in said):
-                raise ResourceError(f"Rank 0, which writes {self.output!r}, has failed: {said.get('failed', 'it is gone')}")
             time.sleep(PAUSE)
 
     def complete(self) -> None:
@@ -117,8 +119,10 @@ class Meeting:
 
     def _said(self) -> dict[str, Any] | None:
         """What rank 0 says, if it is there."""
-        if journals.free(self.journal(0), journals.SAID):
-            return None
+        return None if journals.free(self.journal(0), journals.SAID) else self._read()
+
+    def _read(self) -> dict[str, Any] | None:
+        """What was said last, by whomever."""
         with contextlib.suppress(FileNotFoundError), open(self._path) as file:
             return dict(json.load(file))
         return None

@@ -99,7 +99,8 @@ def run(
         compression: of new tables; see `Tables`.
         attrs: attributes by the names of groups of the output.
         shard: which of how many ranks this is; what the launcher says when not given (MPI, torchrun, a Slurm step). Rank r of R
-            has slices r, r + R, ...; rank 0 writes, and the output is that of one rank. All see the folder of the output.
+            has slices r, r + R, ...; rank 0 writes, and the output is that of one rank. All see the folder of the output. ``(0, 1)``
+            for a run of this process alone.
         progress: show a bar (``pip install 'qflow[files]'``).
         options: of the run, as ``pipe(xs, ...)`` has them: ``params``, ``seed``, ``engine``.
     Raises:
@@ -194,10 +195,10 @@ class _Job:
         """Run it."""
         meeting = Meeting(self.output, self.rank)
         path = meeting.journal(self.rank.index)
-        left = begun(path)
         journal = Journal(path)
         own = None
         try:
+            left = begun(path)
             if left and not resume and self.exists != "overwrite":
                 raise GraphError(
                     f"A run into {self.output!r} was interrupted, and left {path!r}. Go on with it by `resume=True`, "
@@ -216,7 +217,7 @@ class _Job:
             meeting.fail(error)
             if begun(path):
                 error.add_note(f"qflow: what its slices have given is kept in {path!r}; `resume=True` goes on behind them.")
-            elif meeting.alone:
+            elif self.rank.index == 0:  # that of another one says that it failed
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
             raise
