@@ -99,8 +99,8 @@ def run(
         compression: of new tables; see `Tables`.
         attrs: attributes by the names of groups of the output.
         shard: which of how many ranks this is; what the launcher says when not given (MPI, torchrun, a Slurm step). Rank r of R
-            has slices r, r + R, ...; rank 0 writes, and the output is that of one rank. All see the folder of the output. ``(0, 1)``
-            for a run of this process alone.
+            has slices r, r + R, ...; rank 0 writes, and the output is that of one rank. All see the folder of the output.
+            ``(0, 1)`` for a run of this process alone.
         progress: show a bar (``pip install 'qflow[files]'``).
         options: of the run, as ``pipe(xs, ...)`` has them: ``params``, ``seed``, ``engine``.
     Raises:
