@@ -207,7 +207,7 @@ def test_a_wrong_size_says_how_to_write_one(text: str) -> None:
     ("arguments", "said"),
     [
         ("", "required: command"),
-        ("dmo", "invalid choice: 'dmo' (choose from 'demo')"),
+        ("dmo", "invalid choice: 'dmo' (choose from 'demo', 'h5')"),
         ("demo --epoch 3", "no option '--epoch'. Did you mean --epochs?"),
         ("demo 4GB", "no option '4GB'. There are --help, --size"),
         ("demo --size 4potatoes", "--size: got '4potatoes'; write a number and a unit"),
