@@ -56,6 +56,15 @@ def offset(value):
     return {"value": value}
 
 number = 3
+
+import qflow as qf
+
+@qf.process(n=2)
+class Marked:
+    def __init__(self, gain):
+        self.gain = gain
+    def __call__(self, hits):
+        return hits * self.gain
 """
 
 EXAMPLE = """
@@ -285,6 +294,7 @@ def changed(*pairs):
             r"flow\.yaml:15: .* either",
         ),
         (changed(("  params: {factor: 10}\n", "")), r"flow\.yaml:1\d: .*factor"),
+        (HITS + "attrs: {meta: {made: }}\n", r"flow\.yaml:20: The attribute 'made' of 'meta'"),
         (changed(("sum:\n  stage", "scale:\n  stage")), r"flow\.yaml:14: 'scale' stands there twice, before in flow\.yaml:11"),
         (changed(("{value: 6}", "!!python/object/apply:os.system ['touch x']")), r"flow\.yaml:19: "),
         (changed(("{value: 6}", "!include none.yaml")), r"flow\.yaml:19: there is no file 'none\.yaml' to include"),
@@ -341,6 +351,17 @@ def test_the_configuration_of_the_readme_does_what_it_says(folder):
     with h5.Tables("out.h5") as file:
         np.testing.assert_array_equal(file["hits", "calib", :].ravel(), 2 * np.arange(500.0) + np.arange(500) // 10 + 11)
         assert "tracks" not in file
+
+
+def test_marked_functions_keep_their_marks(folder):
+    text = "flow: {source: hits, stages: [a, b]}\na: {function: detector:Marked, params: {gain: 3}, append: a}\n"
+    text += "b: &b {<<: {function: detector:Scaled, params: {factor: 1}}, params: {factor: 2}, append: b}\nc: *b\n"
+    assert main(["h5", "run", "-c", written(folder, text), "-i", "in.h5", "-o", "out.h5"]) == 0
+    with h5.Tables("out.h5") as file:
+        np.testing.assert_array_equal(file["b", :], 6 * np.arange(500.0))
+    written(folder, "flow: {source: hits, stages: [a]}\na: {stage: detector:Marked, params: {gain: 3}}\n")
+    with pytest.raises(GraphError, match="has a mark"):
+        configuration("flow.yaml")
 
 
 def test_compression_is_that_of_new_tables(folder):

@@ -631,6 +631,77 @@ def test_regions_of_narrow_numbers_grow_wide(tmp_path):
         assert file["a", "b", 1].shape == (1, 200)
 
 
+def test_a_link_is_with_the_rows_that_were_there_where_it_was_made(events, tmp_path):
+    def of_tracks(hits, numbers):
+        return h5.linked(hits["id"], np.stack([numbers[:, 0].filled(0), np.arange(len(hits))], axis=1))
+
+    for most in (1, 1 << 22):
+        flow = h5.rows("hits", size=100) | h5.need(numbers=("hits -> tracks", "index")) | of_tracks
+        flow = flow | h5.append("calib", refs={"tracks": "pairs"}) | (lambda hits: np.arange(7.0)) | h5.append("tracks")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(h5.writer, "BYTES", most)
+            h5.run(flow, events, tmp_path / f"{most}.h5", engine="serial")
+        with h5.Tables(tmp_path / f"{most}.h5") as file:
+            assert len(file["tracks"]) == 170
+            np.testing.assert_array_equal(file["calib", "tracks", :], file["hits", "tracks", :])
+        with pytest.raises(GraphError, match="no references between 'calib' and 'tracks'"):
+            h5.run(flow | h5.need(x="calib -> tracks") | len, events, tmp_path / "c.h5")
+
+
+def test_a_class_behind_a_stage_is_made_once(events, tmp_path):
+    made = []
+
+    class Times:
+        def __init__(self):
+            made.append(self)
+
+        def __call__(self, hits):
+            return hits["id"] * 2
+
+    h5.run(h5.rows("hits", size=100) | h5.stage(Count) | Times | h5.append("a"), events, tmp_path / "out.h5")
+    assert tables(tmp_path / "out.h5", "a") == [[*range(0, 2000, 2)]]
+    assert len(made) == 1
+
+
+def test_slices_where_nothing_is_there_need_no_type(events, tmp_path):
+    flow = h5.rows("hits", size=100) | (lambda hits: [[] for _ in hits]) | h5.append("a", refs="1:n", dtype=HIT)
+    h5.run(flow | (lambda hits: []) | h5.append("b", dtype="i2"), events, tmp_path / "out.h5", engine="serial")
+    with h5.Tables(tmp_path / "out.h5") as file:
+        assert (file["a"].dtype, file["b"].dtype) == (HIT, "i2")
+
+
+def test_masks_of_inputs_stay(events, tmp_path):
+    def hides(tracks):
+        with pytest.raises(ValueError, match="read-only"):
+            tracks[:] = np.ma.masked
+        return tracks.filled(0)
+
+    h5.run(
+        h5.rows("hits") | h5.need(tracks="hits -> tracks") | hides | h5.append("a"), events, tmp_path / "out.h5", engine="serial"
+    )
+
+
+def test_a_journal_that_ends_with_zeros_is_gone_on_with(events, tmp_path):
+    def fails(hits, limit=500):
+        if hits["id"][0] >= limit and not (tmp_path / "well").exists():
+            raise RuntimeError("broken")
+        return hits["id"]
+
+    flow = h5.rows("hits", size=100) | fails | h5.append("ids", refs="1:1")
+    with pytest.raises(RuntimeError):
+        h5.run(flow, events, tmp_path / "out.h5")
+    with open(tmp_path / "out.h5.journal", "ab") as file:
+        file.write(bytes(1000))
+    (tmp_path / "well").touch()
+    assert h5.run(flow, events, tmp_path / "out.h5", resume=True).rows == {"ids": 1000}
+
+
+def test_to_go_on_appends_once(events, tmp_path):
+    h5.run(ids | h5.append("a"), events, tmp_path / "out.h5")
+    with pytest.raises(GraphError, match="append once more"):
+        h5.run(ids | h5.append("a"), output=tmp_path / "out.h5", exists="append", resume=True)
+
+
 # ---- an output that is there
 
 
@@ -674,6 +745,7 @@ _wrong = {
     "one `h5.rows`": h5.rows("hits") | h5.rows("tracks"),
     "appends to 'a' twice": h5.rows("hits") | len | h5.append("a") | len | h5.append("a"),
     "whose rows the flow goes through": h5.rows("hits") | len | h5.append("hits"),
+    "`rng`, the first": h5.rows("hits") | (lambda rng, hits: hits),
     "by its place only": h5.rows("hits") | h5.need(x="quality") | (lambda hits, x, /: x),
     "another name": h5.rows("hits") | h5.need(x="quality") | len | h5.append("reco/x"),
 }
@@ -700,6 +772,9 @@ def test_a_flow_that_names_what_is_not_there_says_what_there_is(events, tmp_path
         (lambda: h5.append("a", refs="1:2"), GraphError, "one of '1:1', '1:n', 'pairs'"),
         (lambda: h5.append("a", dtype="nothing"), GraphError, "type of numpy"),
         (lambda: h5.stage(3), GraphError, "can be called"),
+        (lambda: h5.append("a", attrs={"made": None}), GraphError, "attribute 'made' of 'a'"),
+        (lambda: h5.run(h5.rows("a", of=lambda start: []), output="b.h5"), GraphError, "needs `start`.*`start=...`"),
+        (lambda: h5.run(h5.rows("a", of=[]), output="."), GraphError, "is a folder"),
         (lambda: h5.rows("a", of=iter([])), GraphError, "for each run"),
         (lambda: h5.rows("a", of=[], size=3), GraphError, "makes the slices"),
         (lambda: h5.rows("a/ref/b"), GraphError, "the name of a table"),

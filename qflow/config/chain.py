@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qflow import h5
@@ -21,6 +21,7 @@ from qflow.graph.flow import Flow
 from qflow.graph.ranks import rank
 from qflow.h5.journal import begun
 from qflow.h5.running import made_of
+from qflow.h5.stages import Append
 
 DONE = ".made-of"
 
@@ -41,16 +42,24 @@ def run_all(
         configurations, input, output: the first one reads the input.
         exists, resume, drop, options: as in `qflow.h5.run`; ``drop`` beside what the configurations say.
     """
-    last = len(configurations) - 1
+    last, first = len(configurations) - 1, rank().index == 0
     between = [f"{output}.{number + 1}-of-{last + 1}" for number in range(last)]
+    appends = exists == "append"
     if last:
-        input = _checked(input, output, between, exists, resume)
-        exists = "overwrite" if exists == "append" else exists
+        input = _checked(input, output, between, exists, resume, first)
+        exists = "overwrite" if appends else exists
     for number, (name, each) in enumerate(configurations):
         target = [*between, output][number]
-        given = {**options, "params": each.params(), "drop": [*each.drop, *drop]}
-        said = json.dumps(made_of(each.flow, input, target, **{**given, "drop": ()}), sort_keys=True) if last else ""
+        given = {**options, "params": each.params(), "drop": [*each.drop, *(drop if number == last else ())]}
+        said = _said(each, input, target, given) if number < last else ""
         if not (resume and number < last and _is(target, said)):
+            if resume and appends and number < last and os.path.exists(target + DONE):
+                raise GraphError(
+                    f"What {target!r} was made of has changed, and to begin anew may append once more. Remove it first."
+                )
+            if first and number < last:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(target + DONE)
             made = "overwrite" if number < last else exists
             try:
                 done = h5.run(each.flow, input, target, exists=made, resume=resume, attrs=each.attrs, **given)
@@ -60,25 +69,37 @@ def run_all(
                         f"qflow: what the configurations before have made is kept in {input!r}; `resume=True` goes on."
                     )
                 raise
-            if number < last and rank().index == 0:
+            if number < last and first:
                 with open(target + DONE, "w") as file:
                     file.write(said)
             yield name, each.flow, done
         input = target
-    if rank().index == 0:
+    if first:
         for path in between:
             os.unlink(path)
             os.unlink(path + DONE)
 
 
-def _checked(input: str | None, output: str, between: Sequence[str], exists: str, resume: bool) -> str | None:
+def _said(each: Configuration, input: str | None, target: str, given: Mapping[str, Any]) -> str:
+    """What decides what a target holds."""
+    parts = [part for operator in each.flow.operators for part in operator.inside]
+    beside = [
+        [*each.drop],
+        given.get("compression"),
+        repr(each.attrs),
+        repr([part.attrs for part in parts if isinstance(part, Append)]),
+    ]
+    return json.dumps([made_of(each.flow, input, target, **{**given, "drop": ()}), beside], sort_keys=True)
+
+
+def _checked(input: str | None, output: str, between: Sequence[str], exists: str, resume: bool, first: bool) -> str | None:
     """What the first of several configurations reads; a GraphError where an output is there that shall stay."""
     there = os.path.lexists(output)
     if there and exists == "refuse":
         raise GraphError(f"There is {output!r} already: write --exists append, --exists overwrite, or another output.")
     left = [path for path in between if os.path.exists(path) or begun(f"{path}.journal")]
     left += [output] if begun(f"{output}.journal") else []
-    if left and not resume and exists != "overwrite":
+    if first and left and not resume and exists != "overwrite":
         raise GraphError(f"A run into {output!r} was interrupted, and left {left[0]!r}. Write --resume, or --exists overwrite.")
     if exists == "append":
         if input is not None and not (there and os.path.samefile(input, output)):

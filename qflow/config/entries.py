@@ -36,7 +36,7 @@ from qflow.errors import GraphError, listed, near
 from qflow.graph.flow import Flow, Map, Operator
 from qflow.graph.function import Function, inputs_of, makes_callables
 from qflow.graph.marks import Step
-from qflow.h5.stages import Rows
+from qflow.h5.stages import Rows, checked_attrs
 
 OWN = ("flow", "resources", "attrs")
 FLOW = ("source", "stages", "drop")
@@ -92,7 +92,7 @@ def configuration(path: str) -> Configuration:
     return Configuration(
         Flow(*operators),
         tuple(text(node) for node in (sequence(flow["drop"], "`drop`") if "drop" in flow else [])),
-        {group: _dict(node, f"`attrs` of {group!r}") for group, node in attrs.items()},
+        {group: _attrs(group, node) for group, node in attrs.items()},
         {name: _resource(node) for name, node in resources.items()},
     )
 
@@ -135,7 +135,10 @@ def _stage(node: Any, entries: Mapping[str, Any]) -> Iterator[Operator[Any, Any]
     _check_params(function, params, parts)
     with _at(parts[words[0]]):
         if isinstance(function, Step):
-            yield _placed(function.bind(**params) if params else function.using(), parts["function"])
+            if words == ["stage"]:
+                raise wrong(parts["stage"], f"{text(parts['stage'])!r} has a mark, so it works in workers: write `function:`.")
+            bound = function(**params) if makes_callables(function.function.call) else function.bind(**params)
+            yield _placed(bound if params else function.using(), parts["function"])
         elif words == ["stage"]:
             yield _placed(h5.stage(partial(function, **params) if params else function), parts["stage"])
         elif makes_callables(function):
@@ -221,6 +224,11 @@ def _params(parts: Mapping[str, Any]) -> dict[str, Any]:
 def _dict(node: Any, what: str) -> dict[str, Any]:
     mapping(node, what)
     return dict(plain(node))
+
+
+def _attrs(group: str, node: Any) -> dict[str, Any]:
+    with _at(node):
+        return checked_attrs(_dict(node, f"`attrs` of {group!r}"), f"of {group!r}")
 
 
 @contextmanager

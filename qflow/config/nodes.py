@@ -104,6 +104,7 @@ def mapping(node: Any, what: str, keys: Iterable[str] | None = None) -> dict[str
     for name, (key, _) in found.items():
         if keys is not None and name not in keys:
             raise wrong(key, f"{what} has no key {name!r}{near(name, keys)}; there are {listed(keys)}.")
+    node.value = [*found.values()]  # once each: what `<<` brought, and was said otherwise, is gone
     return {name: value for name, (_, value) in found.items()}
 
 

@@ -240,6 +240,10 @@ def _kept(array: Any) -> Any:
     """An array that can't be changed by those who are given it."""
     found = array.view()
     found.flags.writeable = False
+    mask: Any = getattr(found, "_mask", None)
+    if isinstance(mask, np.ndarray) and mask.ndim:
+        vars(found)["_mask"] = mask.view()
+        vars(found)["_mask"].flags.writeable = False
     return found
 
 

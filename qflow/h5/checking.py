@@ -63,10 +63,12 @@ class _Seen:
         if rows.of is None:
             self.there(rows.table)
         elif callable(rows.of):
+            params = {**params, **rows.places}
             for name, default in inputs_of(rows.of).names.items():
-                if not default and name not in params and name not in ("start", "stop"):
+                if not default and name not in params:
                     raise GraphError(
-                        f"`{rows!r}` is made by a function that needs `{name}`. Give it to the run: `params={{{name!r}: ...}}`."
+                        f"`{rows!r}` is made by a function that needs `{name}`. Give it to the run: "
+                        + (f"`{name}=...`." if name in ("start", "stop") else f"`params={{{name!r}: ...}}`.")
                     )
 
     def tables(self) -> list[str]:
@@ -135,6 +137,7 @@ def _check_append(operator: Append, seen: _Seen) -> None:
         raise GraphError(f"The flow appends to {table!r} twice. Choose another table, or put the rows together before.")
     if operator.as_ in seen.names:
         raise GraphError(f"`{operator.as_}` is an input already, so the rows of {table!r} need another name: write `name=...`.")
+    seen.links = {link for link in seen.links if table not in link}  # those are of the file's rows
     for other, kind in operator.refs.items():
         seen.there(other or seen.source)
         if other and kind != PAIRS:
@@ -152,6 +155,8 @@ def _check_inputs(step: str, function: Function, seen: _Seen, params: Mapping[st
         raise GraphError(
             f"Step {step!r} takes {what} by its place only, but inputs are given by name. Name it, without `/` or `*args`."
         )
+    if RNG in names and next(iter(names)) == RNG:
+        raise GraphError(f"`{RNG}`, the first parameter of step {step!r}, is given by its name. Let an input stand first.")
     if first and first in params and first not in seen.names:
         raise GraphError(
             f"`{first}`, the first parameter of step {step!r}, is given what the function before gave, but `params` has it. "

@@ -8,6 +8,7 @@ Records are only added; the last one may be cut off, and is made again. Nothing 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -145,7 +146,7 @@ def _frame(file: Any) -> tuple[bytes, bytes] | None:
     frame = file.read(_FRAME.size)
     if len(frame) == _FRAME.size:
         header_size, size, crc = _FRAME.unpack(frame)
-        if place + _FRAME.size + header_size + size <= os.fstat(file.fileno()).st_size:
+        if header_size and place + _FRAME.size + header_size + size <= os.fstat(file.fileno()).st_size:
             header, body = file.read(header_size), file.read(size)
             if zlib.crc32(body, zlib.crc32(header)) == crc:
                 return header, body
@@ -222,8 +223,11 @@ def _locked(path: str) -> Any:
         file = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
         try:
             fcntl.fcntl(file, fcntl.F_OFD_SETLK, _lock(OWNED))
-        except OSError:
+        except OSError as error:
             file.close()
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                text = f"The file system has no locks, which a run needs: {error.strerror}"
+                raise OSError(error.errno, text, path) from error
             raise ResourceError(f"Another run writes this output at the moment: it holds {path!r}.") from None
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):

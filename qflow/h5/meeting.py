@@ -104,6 +104,8 @@ class Meeting:
         """In rank 0, which holds its lock: what it says counts from now on; journals of other numbers of ranks go."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
+        for path in glob(f"{escape(self._path)}.{'[0-9a-f]' * 32}"):  # of one that was killed amid what it said
+            os.unlink(path)
         here = {self.journal(index) for index in range(self.rank.count)}
         for path in glob(f"{escape(self.output)}.journal-*-of-*"):
             numbers = path.removeprefix(f"{self.output}.journal-").split("-of-")

@@ -33,7 +33,7 @@ from qflow.h5.checking import check
 from qflow.h5.files import stamp
 from qflow.h5.journal import Handed, Journal, begun
 from qflow.h5.meeting import Meeting
-from qflow.h5.stages import Append, Generated, Need, Rows, Slices, Stage
+from qflow.h5.stages import Append, Generated, Need, Rows, Slices, Stage, checked_attrs
 from qflow.h5.tables import Tables
 from qflow.h5.writer import Writer
 
@@ -110,7 +110,8 @@ def run(
     """
     try:
         job = _Job(flow, input, output, n, start, stop, exists, drop, compression, shard, options)
-        return job.done(attrs or {}, resume, progress)
+        checked = {group: checked_attrs(each, f"of {group!r}") for group, each in (attrs or {}).items()}
+        return job.done(checked, resume, progress)
     finally:
         readers.close()  # nobody can write a file that is open for reading
 
@@ -157,7 +158,6 @@ class _Job:
                     "A function that gives `qf.SKIP` leaves a slice out."
                 )
         self.drop, self.compression, self.options = tuple([drop] if isinstance(drop, str) else drop), compression, options
-        self.places = {"start": start, "stop": stop}  # of a generator
         self.rank = rank() if shard is None else checked(*shard, f"shard={shard!r}")
         operators = _operators(flow, start, stop)
         file = None if self.input is None else readers.tables(self.input)
@@ -172,6 +172,8 @@ class _Job:
 
     def _read(self, input: str | None) -> str | None:
         """Which file is read."""
+        if os.path.isdir(self.output):
+            raise GraphError(f"The output is the path of a file, but {self.output!r} is a folder.")
         there = os.path.lexists(self.output)
         same = input is not None and there and os.path.exists(input) and os.path.samefile(input, self.output)
         if self.exists == "append":
@@ -204,6 +206,11 @@ class _Job:
                     f"A run into {self.output!r} was interrupted, and left {path!r}. Go on with it by `resume=True`, "
                     'or begin anew by `exists="overwrite"`.'
                 )
+            if resume and not left and self.exists == "append" and meeting.alone:
+                raise GraphError(
+                    f"There is no run into {self.output!r} that was interrupted, and to begin one would append once more. "
+                    "Run without `resume=True` if that is wanted."
+                )
             options = self._begun(journal, meeting, resume and left)
             own = self._own(journal, meeting, options, progress)
             if self.rank.index == 0:
@@ -233,7 +240,10 @@ class _Job:
             seed = self.options.get("seed")
             found = meeting.begin(journal, drawn_seed() if seed is None else seed)
             return {**self.options, "seed": Drawn(found) if seed is None else seed}
-        meeting.begin(journal, state["seed"])
+        found = meeting.begin(journal, state["seed"])
+        if found != state["seed"]:  # rank 0 had nothing to go on with, and begins anew; so do the others
+            journal.slices = 0
+            return {**self.options, "seed": Drawn(found) if self.options.get("seed") is None else found}
         journal.meet(meeting.id)
         kept = {word: value for word, value in self.options.items() if word not in ("seed", "epoch")}
         return {**kept, "resume": state}
@@ -289,7 +299,8 @@ class _Job:
                     journal.add(handed)
                     yield handed
             except Exception as error:
-                journal.end(f"{type(error).__name__}: {error}")
+                with contextlib.suppress(OSError):  # as on a full disk, of which the error may tell
+                    journal.end(f"{type(error).__name__}: {error}")
                 raise
         journal.end()
 
@@ -301,7 +312,7 @@ class _Job:
         first = len(file[self.head.table]) if file is not None and self.head.table in file else 0
         if callable(of):
             params = self.options.get("params") or {}
-            given = {**{word: place for word, place in self.places.items() if place is not None}, **params}
+            given = {**self.head.places, **params}
             of = of(**{name: given[name] for name in Function(of).inputs.names if name in given})
         return Generated(self.input, self.head.table, of, first)
 
@@ -330,7 +341,7 @@ class _Writing:
 
     def __init__(self, job: _Job, file: Tables, context: Context) -> None:
         self._job, self.writer, self.slices = job, Writer(file), 0
-        ready = [each.begun(file) if isinstance(each, Stage) else each for each in job.behind]
+        ready = [each.begun(file) if isinstance(each, Stage) else each.opened() for each in job.behind]
         self._operators: list[Any] = [
             each.within(Setting(context, each.name)) if each.depends(context) else each for each in ready
         ]

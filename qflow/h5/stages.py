@@ -35,6 +35,8 @@ class Rows(Each[Any, Carrier]):
     """Slices become blocks; see `rows`."""
 
     carries = True
+    places: Mapping[str, int] = {}
+    """What a run says of the rows that a generator makes."""
 
     def __init__(self, table: str, name: str, size: int | None, start: int, stop: int | None, of: Any) -> None:
         self.table, self.as_, self.size, self.start, self.stop, self.of = table, name, size, start, stop, of
@@ -69,8 +71,10 @@ class Rows(Each[Any, Carrier]):
             found.start = self.start if start is None else _place(start, "start")
             found.stop = self.stop if stop is None else _place(stop, "stop")
             _check_places(found.start, found.stop)
-        for word, value in (("start", start), ("stop", stop)):
-            if self.of is not None and value is not None and word not in (inputs_of(self.of).names if callable(self.of) else {}):
+        else:
+            found.places = {word: value for word, value in (("start", start), ("stop", stop)) if value is not None}
+        for word, value in found.places.items():
+            if word not in (inputs_of(self.of).names if callable(self.of) else {}):
                 raise GraphError(
                     f"`{word}={value!r}` is for what makes the rows, but `{_made_by(self.of)}` names no such parameter."
                 )
@@ -286,7 +290,9 @@ class Append(Each[Carrier, Carrier]):
             if kind == SPREAD:
                 given, owners = self._spread(given, len(block.numbers(other)), other)
         rows = rows_of(given, f"The table {self.table!r}")
-        if self.dtype is not None:
+        if self.dtype is not None and not len(rows):
+            rows = np.empty(rows.shape, self.dtype)
+        elif self.dtype is not None:
             rows = fitted(rows, self.dtype, f"The rows of {self.table!r}")
         links = {}
         for other, kind in wanted.items():
@@ -428,7 +434,16 @@ def append(
     except TypeError as error:
         raise GraphError(f"`dtype` is a type of numpy, but got {got(dtype)}: {error}") from None
     tables = {other and _table(other, "refs"): kind for other, kind in wanted.items()}
-    return Append(named, _input(name or _short(named), named), tables, kind, dict(attrs or {}))
+    return Append(named, _input(name or _short(named), named), tables, kind, checked_attrs(attrs or {}, f"of {named!r}"))
+
+
+def checked_attrs(attrs: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Attributes, or a GraphError for one that HDF5 can't hold."""
+    for name, value in attrs.items():
+        kind = None if isinstance(value, str | bytes) else np.asarray(value).dtype
+        if kind is not None and (kind.hasobject or kind.kind in "mM"):
+            raise GraphError(f"The attribute {name!r} {what} is a number, a text, or an array of these, but got {got(value)}.")
+    return dict(attrs)
 
 
 def linked(rows: Any, pairs: Any) -> Linked:

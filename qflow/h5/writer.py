@@ -70,9 +70,8 @@ class Writer:
                 at += len(rows)
         links: dict[tuple[str, str], list[Any]] = {}
         for part, base in zip(waiting, bases, strict=True):
-            for each in part.made:
-                for other, pairs in _pairs(part, each, base):
-                    links.setdefault((other, each.table), []).append(pairs)
+            for link, pairs in _pairs(part, base):
+                links.setdefault(link, []).append(pairs)
         for (other, name), found in links.items():
             self._linked[other, name] = None
             if name in self.file and other in self.file:
@@ -102,18 +101,22 @@ class Writer:
         return int(self.file.append(name, same[0] if len(same) == 1 else np.concatenate(same)).start)
 
 
-def _pairs(part: _Part, made: Made, base: dict[str, int]) -> Iterator[tuple[str, Any]]:
-    """For each linked table pairs of the file's rows: there, and of what was made."""
-    sizes = {each.table: len(each.rows) for each in part.made}
-    for other, pairs in made.links.items():
-        source = other == part.slice.table
-        shift = 0 if source else base.get(other, 0)
-        if isinstance(pairs, str):
-            start = shift if other in sizes and not source else part.slice.start
-            here = np.arange(len(made.rows))
-            yield other, np.stack([start + here, base[made.table] + here], axis=1)
-        else:
-            yield other, pairs + np.array([shift, base[made.table]])
+def _pairs(part: _Part, base: dict[str, int]) -> Iterator[tuple[tuple[str, str], Any]]:
+    """For linked tables pairs of the file's rows: there, and of what was made.
+
+    A table is that of the slice if it was made before; one that is made later is the file's where it is linked.
+    """
+    before: dict[str, int] = {}  # where the slice's own rows begin
+    for made in part.made:
+        for other, pairs in made.links.items():
+            own = other in before and other != part.slice.table
+            if isinstance(pairs, str):
+                start, here = before[other] if own else part.slice.start, np.arange(len(made.rows))
+                found = np.stack([start + here, base[made.table] + here], axis=1)
+            else:
+                found = pairs + np.array([before[other] if own else 0, base[made.table]])
+            yield (other, made.table), found
+        before[made.table] = base[made.table]
 
 
 def _bytes(made: Made) -> int:
