@@ -268,7 +268,7 @@ def test_qflow_is_measured_as_it_is_installed(tmp_path: Path) -> None:
     checkout, copy = tmp_path / "checkout", tmp_path / "copy"
     shutil.copytree(Path(qf.__file__).parent, checkout / "qflow", ignore=shutil.ignore_patterns("__pycache__"))
     code = (
-        "import sys; from pathlib import Path; from qflow.bench.throughput.installed import compiled\n"
+        "import sys; from pathlib import Path; from qflow.bench.installed import compiled\n"
         "path = compiled(Path(sys.argv[1])); sys.path[:0] = path; del sys.modules['qflow']; import qflow\n"
         "print(path, qflow.__spec__.origin, Path(qflow.__spec__.cached).exists())"
     )

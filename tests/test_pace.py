@@ -83,6 +83,14 @@ def test_values_that_wait_are_taken_alone_and_each_wait_counts_twice() -> None:
         assert worker.claim(SLOW) > 1
 
 
+def test_who_reads_files_waits_for_the_disk_and_takes_several_all_the_same() -> None:
+    worker = Worker()
+    worker.pace.restart(files=True)
+    assert worker.claims(20, SLOW, waits=1)[-1] == SHARE // (SLOW + 1)
+    worker.pace.restart()
+    assert worker.claims(20, SLOW, waits=1) == [1] * 20
+
+
 def test_large_results_are_taken_alone() -> None:
     worker = Worker()
     assert worker.claims(10, 10, large=True) == [1] * 10

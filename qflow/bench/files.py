@@ -2,21 +2,19 @@
 
 Each has an interpreter of its own, in turns. The step takes as much memory as the data again and computes little. Where the page
 cache holds the files, reading, copying and writing is measured, and not the disk. For tiny files the figure is what one
-costs beside the loop.
+costs beside the loop. Memory is that of all processes together, and of the largest.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import shutil
-import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+
+from qflow.bench.installed import compiled
+from qflow.bench.turns import Figures, figures_of, in_turns, medians
 
 MODULE = "qflow.bench.filing"
 KEPT = 1e9  # bytes of outputs that are kept until the end
@@ -33,24 +31,25 @@ class Files:
         parser.add_argument("--megabytes", type=float, default=64, help="of a file (default: %(default)s)")
         parser.add_argument("--tiny", type=int, default=10_000, help="files of 1 KB, in a second table (default: %(default)s)")
         parser.add_argument("--n", type=int, default=2, help="workers (default: %(default)s)")
-        parser.add_argument("--repeats", type=int, default=3, help="in turns, of which medians count (default: %(default)s)")
+        parser.add_argument("--repeats", type=int, default=5, help="in turns, of which medians count (default: %(default)s)")
         parser.add_argument("--folder", help="where the files are made (default: a temporary one)")
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Measure and print."""
-        with tempfile.TemporaryDirectory(prefix="qflow-bench-", dir=arguments.folder) as folder:
+        with tempfile.TemporaryDirectory(prefix="qflow-bench-", dir=arguments.folder) as temporary:
+            folder = Path(temporary)
+            first = compiled(folder / "installed")
             for title, number, size in (
                 ("large", arguments.files, int(arguments.megabytes * 1e6)),
                 ("tiny", arguments.tiny, 1000),
             ):
                 if number:
-                    found = _turns(Path(folder, title), number, size, arguments)
-                    _print(found, number, size, arguments.n)
-                    shutil.rmtree(Path(folder, title))
+                    _print(_turns(folder / title, number, size, arguments, first), number, size, arguments.n)
+                    shutil.rmtree(folder / title)
         return 0
 
 
-def _turns(folder: Path, number: int, size: int, arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+def _turns(folder: Path, number: int, size: int, arguments: argparse.Namespace, first: list[str]) -> dict[str, list[Figures]]:
     """The figures of each system, turn by turn."""
     import numpy as np
 
@@ -60,29 +59,24 @@ def _turns(folder: Path, number: int, size: int, arguments: argparse.Namespace) 
     systems = ["qflow", "Pool.map", "loop"]
     if importlib.util.find_spec("bigmultipipe"):
         systems.insert(1, "BigMultiPipe")
-    found: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
-    for turn in range(arguments.repeats):
-        for system in systems:
-            (folder / "out").mkdir()
-            command = [sys.executable, "-m", MODULE, system, str(folder), str(arguments.n)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise SystemExit(f"{system}: {done.stderr}")
-            found[system].append(json.loads(done.stdout.splitlines()[-1]))
-            assert len(list((folder / "out").iterdir())) == number
-            # On ext4, who makes many files soon after as many were deleted pays for that: their inodes are not reused at once.
-            (folder / "out").rename(folder / f"{turn}-{system}")
-            if number * size > KEPT:
-                shutil.rmtree(folder / f"{turn}-{system}")
+    found: dict[str, list[Figures]] = {system: [] for system in systems}
+    for turn, system in in_turns(systems, arguments.repeats):
+        (folder / "out").mkdir()
+        found[system].append(figures_of(MODULE, [system, str(folder), str(arguments.n)], first=first))
+        assert len(list((folder / "out").iterdir())) == number
+        # On ext4, who makes many files soon after as many were deleted pays for that: their inodes are not reused at once.
+        (folder / "out").rename(folder / f"{turn}-{system}")
+        if number * size > KEPT:
+            shutil.rmtree(folder / f"{turn}-{system}")
     return found
 
 
-def _print(found: dict[str, list[dict[str, Any]]], number: int, size: int, n: int) -> None:
+def _print(found: dict[str, list[Figures]], number: int, size: int, n: int) -> None:
     print(f"{number} files of {size / 1e6:g} MB, n={n}")
-    print(f"{'':16}{'seconds':>9}{'us a file':>11}{'GB/s':>7}{'first, s':>10}{'opened by then':>16}{'peak, MB':>10}")
+    print(f"{'':16}{'seconds':>9}{'us a file':>11}{'GB/s':>7}{'first, s':>10}{'opened by then':>16}{'peak, MB':>10}{'of one':>8}")
     for system, turns in found.items():
-        of = {word: statistics.median(turn[word] for turn in turns) for word in turns[0]}
+        of = medians(turns)
         print(
             f"{system:16}{of['seconds']:9.2f}{of['seconds'] / number * 1e6:11.0f}{number * size / of['seconds'] / 1e9:7.2f}"
-            f"{of['first']:10.2f}{of['opened']:16.0f}{of['peak'] / 1e6:10.0f}"
+            f"{of['first']:10.2f}{of['opened']:16.0f}{of['peak'] / 1e6:10.0f}{of['largest'] / 1e6:8.0f}"
         )

@@ -139,7 +139,8 @@ def main(system: str, folder: str, n: str) -> None:
     assert [path for path, _ in found] == [output(name) for name in names]
     assert all(set(meta) == {"average"} for _, meta in found)
     before = sum(float(line) < first for line in opened.read_text().split()) if opened.exists() else 0
-    print(json.dumps({"seconds": end - begun, "first": first - begun, "opened": before, "peak": peak.bytes}))
+    sizes = {"peak": peak.bytes, "largest": peak.largest}
+    print(json.dumps({"seconds": end - begun, "first": first - begun, "opened": before, **sizes}))
 
 
 if __name__ == "__main__":

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+
+from qflow.bench.installed import compiled
+from qflow.bench.turns import Figures, figures_of, in_turns, medians
 
 MODULE = "qflow.bench.tabling"
 
@@ -35,14 +33,16 @@ class Tables:
 
     def run(self, arguments: argparse.Namespace) -> int:
         """Measure and print."""
-        with tempfile.TemporaryDirectory(prefix="qflow-bench-", dir=arguments.folder) as folder:
+        with tempfile.TemporaryDirectory(prefix="qflow-bench-", dir=arguments.folder) as temporary:
+            folder = Path(temporary)
+            first = compiled(folder / "installed")
             for rows, work in ((arguments.rows, 0.0), (arguments.slices * arguments.slice, arguments.milliseconds / 1000)):
                 if rows:
-                    _print(_turns(Path(folder), rows, work, arguments), rows, work, arguments.slice)
+                    _print(_turns(folder, rows, work, arguments, first), rows, work, arguments.slice)
         return 0
 
 
-def _turns(folder: Path, rows: int, work: float, arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+def _turns(folder: Path, rows: int, work: float, arguments: argparse.Namespace, first: list[str]) -> dict[str, list[Figures]]:
     """The figures of each system, turn by turn."""
     import h5py  # type: ignore[import-untyped]
     import numpy as np
@@ -55,28 +55,23 @@ def _turns(folder: Path, rows: int, work: float, arguments: argparse.Namespace) 
     systems = ["qflow-1", "qflow-2", "qflow-serial", "loop"]
     if importlib.util.find_spec("h5flow"):
         systems.insert(3, "h5flow")
-    found: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
-    for _ in range(arguments.repeats):
-        for system in systems:
-            out = folder / "out.h5"
-            out.unlink(missing_ok=True)
-            command = [sys.executable, "-m", MODULE, system, str(folder / "in.h5"), str(out), str(work)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
-            if done.returncode:
-                raise SystemExit(f"{system}: {done.stdout}{done.stderr}")
-            found[system].append(json.loads(done.stdout.splitlines()[-1]))
-            with h5py.File(out) as file:
-                for start in range(0, rows, 1 << 20):
-                    stop = min(rows, start + (1 << 20))
-                    assert (file["calib/data"][start:stop] == 0.5 * file["hits/data"][start:stop]).all()
-                    assert (file["hits/ref/calib/ref"][start:stop] == np.arange(start, stop)[:, None]).all()
+    found: dict[str, list[Figures]] = {system: [] for system in systems}
+    for _, system in in_turns(systems, arguments.repeats):
+        out = folder / "out.h5"
+        out.unlink(missing_ok=True)
+        found[system].append(figures_of(MODULE, [system, str(folder / "in.h5"), str(out), str(work)], first=first, cwd=folder))
+        with h5py.File(out) as file:
+            for start in range(0, rows, 1 << 20):
+                stop = min(rows, start + (1 << 20))
+                assert (file["calib/data"][start:stop] == 0.5 * file["hits/data"][start:stop]).all()
+                assert (file["hits/ref/calib/ref"][start:stop] == np.arange(start, stop)[:, None]).all()
     return found
 
 
-def _print(found: dict[str, list[dict[str, Any]]], rows: int, work: float, size: int) -> None:
+def _print(found: dict[str, list[Figures]], rows: int, work: float, size: int) -> None:
     print(f"{rows} rows, {-(-rows // size)} slices, {1000 * work:g} ms of Python for each")
     print(f"{'':16}{'seconds':>9}{'M rows/s':>10}{'ms a slice':>12}{'peak, MB':>10}")
     for system, turns in found.items():
-        of = {word: statistics.median(turn[word] for turn in turns) for word in turns[0]}
+        of = medians(turns)
         each = of["seconds"] / -(-rows // size) * 1000
         print(f"{system:16}{of['seconds']:9.2f}{rows / of['seconds'] / 1e6:10.2f}{each:12.2f}{of['peak'] / 1e6:10.0f}")

@@ -25,12 +25,13 @@ class Peak:
         root: the process whose tree it is.
     Attributes:
         bytes: the most that was measured; a shorter peak may have been missed.
+        largest: the most that one process took, in bytes.
         processes: how many processes there were then.
         times: how often it was measured.
     """
 
     def __init__(self, root: int) -> None:
-        self.root, self.bytes, self.processes, self.times = root, 0, 0, 0
+        self.root, self.bytes, self.largest, self.processes, self.times = root, 0, 0, 0, 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="qflow-demo-memory", daemon=True)
 
@@ -38,6 +39,7 @@ class Peak:
         """Measure now."""
         sizes = [size for size in map(pss, tree(self.root)) if size]
         self.times += 1
+        self.largest = max(self.largest, *sizes, 0)
         if sum(sizes) > self.bytes:
             self.bytes, self.processes = sum(sizes), len(sizes)
 

@@ -62,6 +62,11 @@ class Group:
         """Whether it needs the items in order, in one worker."""
         return not all(isinstance(operator, Each) for operator in self.operators)
 
+    @property
+    def carries(self) -> bool:
+        """Whether its values are carriers, as files are."""
+        return any(each.carries for operator in self.operators for each in operator.inside)
+
     def transform(self, values: Iterator[Any]) -> Iterator[Any]:
         """Its meaning, as a function on streams."""
         return through(self.operators, values)

@@ -149,7 +149,7 @@ class Desk:
         self._gates = {} if self.group is None else self._gates_of(self.group, shared)
         self._claim, self._reader, self._values, self._outcome = NO_CLAIM, None, None, None  # of a run that was cancelled
         self._begun, self._blanked = 0, (-1, -1)
-        self.pace.restart()
+        self.pace.restart(files=self.group is not None and self.group.carries)
         self.outputs.forget()
         self._careful = bool(orders.verdicts or orders.suspects or orders.poison)
         self.context = _context(orders, self.group)

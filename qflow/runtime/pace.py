@@ -4,7 +4,8 @@ A worker takes as many as it will do in a moment, by its own measure:
 
     quick values    as many as take `SHARE`
     slow ones       the same, but no more than are left for each of the other workers, nor than may wait behind this one;
-                    and alone while user code waits, for it may wait for another value
+                    and alone while user code waits, for it may wait for another value (one that reads a file waits for
+                    the disk, and for others in the file system)
     large results   alone: each has a cell of its own, and the others have theirs meanwhile
 
 Whether user code waits is told by the kernel: how often the thread has given its core away by itself, without what the worker
@@ -21,13 +22,13 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable
 
-SHARE = 1_000_000  # nanoseconds of work at once
+SHARE = 2_000_000  # nanoseconds of work at once
 SLOW = 25_000  # nanoseconds: values that take as long are slow
 CALM = 3  # claims in a row without a wait until slow values are taken together
 DOUBT = 1 << 20  # the same at most
 # A worker that is woken for each value of 0.1 ms spends 50 us on that, and who wakes it 25 (2 shared cores, Linux 6.18, virtual):
 # the bench's "hdf5-heavy" makes 115 batches/s with naps, 97 without; a step of 0.2 ms costs 230 us in place of 270.
-NAP, SEVERAL = 1_000_000, 4  # nanoseconds at most in which values may come unheard, and how many have to be expected
+NAP, SEVERAL = 2_000_000, 4  # nanoseconds at most in which values may come unheard, and how many have to be expected
 
 
 def _given_away() -> int:
@@ -48,9 +49,10 @@ class Pace:
         self._workers, self._given_away = workers, given_away
         self.restart()
 
-    def restart(self) -> None:
-        """A run begins."""
+    def restart(self, *, files: bool = False) -> None:
+        """A run begins; ``files``: its values are read from files."""
         self.large = self._slow = False
+        self._files = files
         self._most, self._calm, self._doubt = 1, 0, CALM
         self._busy = self._own = 0  # nanoseconds when the claim began; switches that were waits for others
         self._before: int | None = None  # the other switches when the claim began, if anybody asked
@@ -80,7 +82,7 @@ class Pace:
                 self._calm += 1
         self._slow = cost >= SLOW
         enough = SHARE // (cost + 1)
-        if self.large or (self._slow and self._calm < self._doubt):
+        if self.large or (self._slow and self._calm < self._doubt and not self._files):
             enough = 1
         elif self._slow:
             enough = max(1, min(enough, room()))
@@ -88,7 +90,7 @@ class Pace:
 
     def _switches(self) -> int:
         """How often the thread has waited; 0 while nobody asks."""
-        return self._given_away() if self._slow else 0
+        return self._given_away() if self._slow and not self._files else 0
 
 
 class Nap:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from qflow.bench import machine
+from qflow.bench.installed import compiled
 from qflow.bench.matrix import names_of
 from qflow.bench.throughput import report
 from qflow.bench.throughput.figures import Figure, Measurement, best_setting, figures
 from qflow.bench.throughput.goals import reached
-from qflow.bench.throughput.installed import compiled
 from qflow.bench.throughput.measure import BARE
 from qflow.bench.throughput.peer import Setting
 from qflow.bench.throughput.peers import OWN, PEERS, peer_of
