@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -254,6 +255,8 @@ def test_an_iterator_makes_several_outputs_of_one_input(texts: list[str], tmp_pa
         (lambda: files.read() | files.read() | files.write(None), {}, "Make two flows, and give the second one the outputs"),
         (lambda: only(qf.pack(2)), {}, "where each file is by itself"),
         (lambda: only(tell_x), {"params": {"append": 3}}, "`append` is a text, but got"),
+        (lambda: files.read() | tell_x, {}, r"come to no `qf.files.write`.*`\| qf.files.write\(None\)` for records"),
+        (lambda: qf.process(n=2)(files.read() | tell_x) | qf.map(len), {}, "come to no `qf.files.write`"),
         (lambda: files.read() | files.write(len, outdir="nowhere"), {}, "There is no folder 'nowhere'"),
         (lambda: files.read() | files.write(len, outname="same"), {}, r"'a.txt' and 'b.txt' would both be written to"),
         (lambda: files.read() | files.write(len, append=""), {}, "would replace the input 'a.txt'"),
@@ -508,6 +511,42 @@ def _slowly(path: str, data: bytes) -> None:
             file.write(data[start : start + 10_000])
 
 
+@pytest.mark.skipif(not possible(), reason="this kernel does not let a process watch its child")
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_is_whole_or_not_there_wherever_its_writer_is_killed(there: bool, tmp_path: Path) -> None:
+    name, out = tmp_path / "a", tmp_path / "out"
+    name.write_bytes(b"new")
+    pipe = files.read() | files.write(_as_folder, outdir=out, create_outdir=True)
+    list(pipe([name], engine="serial"))
+    output, seen = out / "a_bmp", set()
+    for number in range(10_000):
+        shutil.rmtree(output, ignore_errors=True)
+        if there:
+            _as_folder(str(output), b"old")
+        fresh = pipe([name], engine="serial")
+        came = killed_at(number, lambda fresh=fresh: list(fresh))
+        found = _folder(output)
+        assert found in ({}, dict.fromkeys(["0", "1", "sub/2"], b"old"), dict.fromkeys(["0", "1", "sub/2"], b"new"))
+        seen.add(found.get("0"))
+        del fresh
+        if not came:
+            break
+    assert number > 20
+    assert seen == {b"old" if there else None, b"new"}
+    assert [record.error for record in pipe([name], engine="serial")] == [None]
+    assert os.listdir(out) == ["a_bmp"]
+
+
+def _as_folder(path: str, data: bytes) -> None:
+    os.makedirs(os.path.join(path, "sub"))
+    for each in ("0", "1", "sub/2"):
+        Path(path, each).write_bytes(data)
+
+
+def _folder(path: Path) -> dict[str, bytes]:
+    return {str(each.relative_to(path)): each.read_bytes() for each in path.rglob("*") if each.is_file()}
+
+
 def test_what_a_killed_process_left_is_removed_and_what_others_do_is_not(texts: list[str], tmp_path: Path) -> None:
     from qflow.files import work
 
@@ -541,6 +580,52 @@ def test_a_full_disk_or_folder_without_permission_is_an_error_without_parts(
     records = list((files.read() | files.write(full, outdir=tmp_path))(texts, engine=engine))
     assert [isinstance(record.error, OSError) and record.error.errno for record in records] == [28] * 3
     assert sorted(os.listdir(tmp_path)) == ["a.txt", "b.txt", "c.txt"]
+
+
+MOUNTED = """
+import os, sys
+from pathlib import Path
+import qflow as qf
+
+def save(path, data):
+    Path(path).write_bytes(data)
+
+def save_folder(path, data):
+    os.mkdir(path)
+    Path(path, "part").write_bytes(data)
+
+if __name__ == "__main__":
+    names = [f"in/{number}" for number in range(4)]
+    for write in (save, save_folder):
+        for engine in ("serial", "processes"):
+            records = list((qf.files.read() | qf.process(n=2)(qf.map(len) | (lambda size: b"x" * size)) | qf.files.write(
+                write, outdir="small", append="", outname="{stem}" + f"{write.__name__}{engine}"))(names, engine=engine))
+            print(*[record.error and record.error.errno for record in records], len(os.listdir("small")))
+    try:
+        list((qf.files.read() | qf.files.write(save, outdir="fixed"))(names))
+    except qf.GraphError as error:
+        print(error)
+"""
+
+
+def test_a_disk_that_is_full_or_read_only_is_told_and_what_has_room_is_done(tmp_path: Path) -> None:
+    """Two of four outputs have room, and no part of another takes any."""
+    try:
+        subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", tmp_path], check=True, capture_output=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        pytest.skip("folders can't be mounted here")
+    for each in ("in", "small", "fixed"):
+        (tmp_path / each).mkdir()
+    for number, size in enumerate([100_000, 3_000_000, 100_000, 3_000_000]):
+        (tmp_path / "in" / str(number)).write_bytes(bytes(size))
+    (tmp_path / "script.py").write_text(MOUNTED)
+    mounts = "mount -t tmpfs -o size=2m none small && mount -t tmpfs -o ro none fixed"
+    command = ["unshare", "-rm", "sh", "-c", f"{mounts} && exec {sys.executable} script.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    *rows, fixed = done.stdout.splitlines()
+    assert rows == [f"None 28 None 28 {count}" for count in (2, 4, 6, 8)], done.stderr
+    assert fixed == ("Nothing can be written to the folder 'fixed', for lack of permission, or because the disk is read-only.")
+    assert done.stderr == ""
 
 
 def test_a_flow_prints_as_it_was_written_and_plans() -> None:
@@ -1074,6 +1159,21 @@ def test_outputs_are_told_apart_by_their_items_not_by_their_names(texts: list[st
     assert "is an output of this run" in str(late[1].error)
 
 
+def test_outputs_are_told_apart_where_there_are_no_links(
+    texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EPERM, "as exFAT says")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    same = files.read() | files.write(save, outdir=tmp_path, outname="same")
+    first, *rest = same(iter(texts), engine="serial")
+    assert first.error is None
+    assert ["is the output of item 0" in str(record.error) for record in rest] == [True, True]
+    monkeypatch.undo()
+    assert [record.error is None for record in same(iter(texts), engine="serial")] == [True, False, False]
+
+
 def test_a_link_to_an_output_is_an_input_that_it_would_replace(texts: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -1365,7 +1465,7 @@ def test_outputs_with_a_suffix_of_the_writer_are_skipped_too(texts: list[str], t
 
 
 def test_defaults_are_for_the_reader_and_for_what_is_written_too(texts: list[str], tmp_path: Path, engine: str) -> None:
-    def part(name: str, most: int = 100) -> bytes:
+    def part(name: str, most: int) -> bytes:  # which has no default of its own
         return Path(name).read_bytes()[:most]
 
     pipe = files.read(part) | files.defaults(most=1, skip_existing=True) | files.write(save, outdir=tmp_path)

@@ -29,6 +29,10 @@ class Read(Each[Any, Carrier]):
     user_code = True
     carries = True
     gives = owns = OWN
+    adrift = (
+        "The files that `qf.files.read` reads come to no `qf.files.write`. Write `| qf.files.write(np.save, outdir='out')` "
+        "behind the steps, or `| qf.files.write(None)` for records of metadata only."
+    )
 
     def __init__(self, function: Function) -> None:
         self.function = function
@@ -212,7 +216,7 @@ class Defaults(Each[Carrier, Carrier]):
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.values = values
-        self.gives = frozenset(values)
+        self.gives = self.backs = frozenset(values)
 
     @property
     def name(self) -> str:

@@ -204,17 +204,35 @@ def claim(place: str, path: str, who: str) -> str | None:
     link = os.path.join(place, CLAIMS, f"{digest(path):016x}")
     with contextlib.suppress(FileExistsError):
         os.mkdir(os.path.dirname(link))
-    try:
-        os.symlink(who, link)
-    except FileExistsError:
-        other = os.readlink(link)
-        if other != who:
-            return other
+    other = _put(link, who)
+    if other != who:
+        return other
     if who == FOLDER:  # which many have
         _claimed[place, path, who] = None
         while len(_claimed) > _MOST:
             _claimed.pop(next(iter(_claimed)))
     return None
+
+
+def _put(link: str, who: str) -> str:
+    """Have a text at a path, if nothing is there -> what is there. A link has it at once; some file systems have no links."""
+    try:
+        os.symlink(who, link)
+    except FileExistsError:
+        return os.readlink(link) if os.path.islink(link) else _text(link)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        with contextlib.suppress(FileExistsError), open(link, "xb") as file:
+            file.write(os.fsencode(who))
+        return _text(link)
+    return who
+
+
+def _text(path: str) -> str:
+    """What was put there; nothing is if whoever did it was killed meanwhile."""
+    with open(path, "rb") as file:
+        return os.fsdecode(file.read()) or "another input"
 
 
 _claimed: dict[tuple[str, str, str], None] = {}

@@ -128,12 +128,16 @@ class Operator(Joins[A, B]):
     """Parameters of functions behind it for which its values bring something along."""
     owns: frozenset[str] = frozenset()
     """Those of them that no run can give."""
+    backs: frozenset[str] = frozenset()
+    """Parameters that it gives to functions before it, too."""
     takes: frozenset[str] = frozenset()
     """Parameters of a run that it takes by itself, beside those that its functions name."""
     carries: bool = False
     """Its values are carriers; see `carrier`."""
     lands: ClassVar[bool] = False
     """Its values say what has become of carriers, and where they were put."""
+    adrift: ClassVar[str] = ""
+    """What to say of its carriers where nothing behind it `lands`."""
     setting: Setting | None = None
     """Of a copy at work: the run on which it depends, and its name among the operators of the flow."""
 

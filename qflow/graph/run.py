@@ -13,6 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar, cast, overload
 
 from qflow.errors import GraphError, StepTimeout, got
@@ -426,10 +427,11 @@ def start(flow: Flow[Any, Any], source: Any, engine: str | Engine, given: dict[s
 
 
 def check_flow_params(flow: Flow[Any, Any], params: Mapping[str, Any]) -> None:
-    """A GraphError for parameters of a run that no operator names, and for names that have no value."""
+    """A GraphError for parameters of a run that no operator names, for names that have no value, and for carriers left adrift."""
     from qflow.graph.flow import differing
 
-    names, needs, given, owned = {}, {}, set[str](), set[str]()
+    row = [each for operator in flow.operators for each in operator.inside]
+    names, needs, given, owned, adrift = {}, {}, {*chain.from_iterable(each.backs for each in row)}, set[str](), ""
     labels = differing(operator.name for operator in flow.operators)
     for label, operator in zip(labels, flow.operators, strict=True):
         names[label], needs[label] = set[str](), list[str]()
@@ -438,6 +440,9 @@ def check_flow_params(flow: Flow[Any, Any], params: Mapping[str, Any]) -> None:
             names[label] |= {name for function in each.functions for name in function.parameters} - owned | each.takes
             given = set() if each.lands else given | each.gives
             owned = set() if each.lands else owned | each.owns
+            adrift = "" if each.lands else each.adrift or adrift
+    if adrift:
+        raise GraphError(adrift)
     check_params(params, names, needs)
 
 
