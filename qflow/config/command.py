@@ -42,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-z", "--compression", choices=("gzip", "lzf"), help="of new tables")
     add("-n", "--workers", type=_count, metavar="N", help="worker processes, where the functions have no marks (default: 1)")
     add("--exists", choices=("refuse", "overwrite", "append"), default="refuse", help="what to do with an output that is there")
+    add(
+        "--driver", choices=("mpio", "sec2"), help="all ranks of an MPI job write, or rank 0 (default: the first where it can be)"
+    )
     add("--resume", action="store_true", help="go on with a run that was interrupted")
     add("-v", "--verbose", action="count", default=0, help="show the flows; twice: progress, too")
 
@@ -81,6 +84,7 @@ def _run(arguments: argparse.Namespace) -> None:
         resume=arguments.resume,
         drop=arguments.drop,
         compression=arguments.compression,
+        driver=arguments.driver,
         progress=arguments.verbose > 1,
     ):
         if first and arguments.verbose:

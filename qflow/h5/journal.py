@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import struct
@@ -140,14 +141,18 @@ def _head(head: Mapping[str, Any]) -> bytes:
     return json.dumps({"qflow.h5.journal": VERSION, **head}).encode()
 
 
-def _frame(file: Any) -> tuple[bytes, bytes] | None:
-    """The next record of a file; None, and back at its place: there is none that is whole."""
+def _frame(file: Any, *, skip: bool = False) -> tuple[bytes, bytes] | None:
+    """The next record of a file; None, and back at its place: there is none that is whole. ``skip``: without its arrays."""
     place = file.tell()
     frame = file.read(_FRAME.size)
     if len(frame) == _FRAME.size:
         header_size, size, crc = _FRAME.unpack(frame)
         if header_size and place + _FRAME.size + header_size + size <= os.fstat(file.fileno()).st_size:
-            header, body = file.read(header_size), file.read(size)
+            header = file.read(header_size)
+            if skip and size:
+                file.seek(size, os.SEEK_CUR)
+                return header, b""
+            body = file.read(size)
             if zlib.crc32(body, zlib.crc32(header)) == crc:
                 return header, body
     file.seek(place)
@@ -160,6 +165,18 @@ def follow(path: str, meeting: str, pause: float, patience: float) -> Iterator[H
     Raises:
         ResourceError: that rank has failed, is gone, or has not begun after ``patience`` seconds.
     """
+    yield from itertools.starmap(_handed, _followed(path, meeting, pause, patience))
+
+
+def ended(path: str, meeting: str, pause: float, patience: float) -> None:
+    """Wait until another rank has written all; arguments and errors as for `follow`."""
+    for _ in _followed(path, meeting, pause, patience, skip=True):
+        pass
+
+
+def _followed(
+    path: str, meeting: str, pause: float, patience: float, *, skip: bool = False
+) -> Iterator[tuple[dict[str, Any], bytes]]:
     begun = time.monotonic()
     with contextlib.ExitStack() as stack:
         while (file := _of_meeting(path, meeting)) is None:
@@ -172,7 +189,7 @@ def follow(path: str, meeting: str, pause: float, patience: float) -> Iterator[H
         stack.enter_context(file)
         while True:
             gone = free(path)
-            found = _frame(file)
+            found = _frame(file, skip=skip)
             if found is None:
                 if gone:
                     raise ResourceError(f"The rank that wrote {path!r} is gone.")
@@ -183,7 +200,7 @@ def follow(path: str, meeting: str, pause: float, patience: float) -> Iterator[H
                 if header[END]:
                     raise ResourceError(f"Another rank has failed: {header[END]}")
                 return
-            yield _handed(header, found[1])
+            yield header, found[1]
 
 
 def _of_meeting(path: str, meeting: str) -> Any:

@@ -18,12 +18,14 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from glob import escape, glob
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 from qflow.errors import InternalError, ResourceError
 from qflow.graph.ranks import Rank
 from qflow.h5 import journal as journals
 from qflow.h5.journal import Handed, Journal
+
+A = TypeVar("A")
 
 PAUSE = 0.02  # seconds between two looks at a file of another host, which nobody tells of
 PATIENCE = 600.0  # seconds within which ranks that were launched together come here
@@ -77,9 +79,22 @@ class Meeting:
         others = [journals.follow(self.journal(index), self.id, PAUSE, PATIENCE) for index in range(1, self.rank.count)]
         yield from alternate([own, *others])
 
-    def end(self) -> None:
-        """In the other ranks: wait until the output is complete."""
-        while (said := self._read()) is not None:
+    def gathered(self) -> None:
+        """Wait until all ranks have what their slices give."""
+        if self.rank.index:
+            self.end("gathered")
+            return
+        for index in range(1, self.rank.count):
+            journals.ended(self.journal(index), self.id, PAUSE, PATIENCE)
+        self._say({"run": self.id, "seed": 0, "gathered": True})
+
+    def own(self) -> Iterator[Handed]:
+        """What the slices of this rank have given, once more."""
+        return journals.follow(self.journal(self.rank.index), self.id, PAUSE, PATIENCE)
+
+    def end(self, word: str = "") -> None:
+        """In the other ranks: wait until the output is complete, or rank 0 says a word."""
+        while (said := self._read()) is not None and word not in said:
             if said["run"] == self.id and "failed" in said:
                 raise ResourceError(f"Rank 0, which writes {self.output!r}, has failed: {said['failed']}")
             if said["run"] != self.id or (self._said() is None and self._read() == said):
@@ -130,7 +145,7 @@ class Meeting:
         return None
 
 
-def alternate(feeds: Sequence[Iterable[Handed]]) -> Iterator[Handed]:
+def alternate(feeds: Sequence[Iterable[A]]) -> Iterator[A]:
     """The first of each, the second of each, and so on; they end together.
 
     >>> list(alternate([[0, 2, 4], [1, 3]]))

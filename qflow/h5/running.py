@@ -30,6 +30,7 @@ from qflow.graph.shard import Shard
 from qflow.h5 import readers
 from qflow.h5.block import ROWS, Block, Path, Slice
 from qflow.h5.checking import check
+from qflow.h5.collective import Collective, Sizes, communicator
 from qflow.h5.files import stamp
 from qflow.h5.journal import Handed, Journal, begun
 from qflow.h5.meeting import Meeting
@@ -38,6 +39,7 @@ from qflow.h5.tables import Tables
 from qflow.h5.writer import Writer
 
 EXISTS = ("refuse", "overwrite", "append")
+DRIVERS = (None, "mpio", "sec2")
 
 
 class Summary(NamedTuple):
@@ -63,6 +65,7 @@ def run(
     attrs: Mapping[str, Mapping[str, Any]] | None = None,
     progress: bool = False,
     shard: tuple[int, int] | None = None,
+    driver: str | None = None,
     **options: Any,
 ) -> Summary:
     """Run a flow over tables: the output has the tables of the input and what the flow appends.
@@ -101,6 +104,9 @@ def run(
         shard: which of how many ranks this is; what the launcher says when not given (MPI, torchrun, a Slurm step). Rank r of R
             has slices r, r + R, ...; rank 0 writes, and the output is that of one rank. All see the folder of the output.
             ``(0, 1)`` for a run of this process alone.
+        driver: ``"mpio"``: all ranks of an MPI job write, by parallel HDF5, which an h5py that was built with MPI has; not in a
+            flow with a `stage`, which sees all slices in one process. ``"sec2"``: rank 0 writes. The first where it can be,
+            when not given. The content is the same.
         progress: show a bar (``pip install 'qflow[files]'``).
         options: of the run, as ``pipe(xs, ...)`` has them: ``params``, ``seed``, ``engine``.
     Raises:
@@ -109,7 +115,7 @@ def run(
         OSError: a file is missing, locked by a writer, or no complete HDF5 file; with its path.
     """
     try:
-        job = _Job(flow, input, output, n, start, stop, exists, drop, compression, shard, options)
+        job = _Job(Asked(flow, input, output, n, start, stop, exists, drop, compression, shard, driver, options))
         checked = {group: checked_attrs(each, f"of {group!r}") for group, each in (attrs or {}).items()}
         return job.done(checked, resume, progress)
     finally:
@@ -118,57 +124,77 @@ def run(
 
 def made_of(flow: Joins[Any, Any], input: str | None, output: str, **options: Any) -> dict[str, Any]:
     """What an output is made of, as far as it decides what that holds; arguments as in `run`."""
-    words = {word: options.pop(word, None) for word in ("n", "start", "stop", "compression")}
-    drop = options.pop("drop", ())
     options.pop("progress", None)
+    words = {word: options.pop(word) for word in Asked._fields if word in options}
     try:
-        job = _Job(
-            flow, input, output, words["n"], words["start"], words["stop"], "overwrite", drop, words["compression"], None, options
-        )
-        return job.made_of()
+        return _Job(Asked(flow, input, output, **{**words, "exists": "overwrite", "options": options})).made_of()
     finally:
         readers.close()
 
 
-class _Job:
-    """A run, checked; see `run` for the arguments."""
+class Asked(NamedTuple):
+    """What was asked for; see `run` for the words."""
 
-    def __init__(
-        self,
-        flow: Any,
-        input: Any,
-        output: Any,
-        n: int | None,
-        start: int | None,
-        stop: int | None,
-        exists: str,
-        drop: Iterable[str],
-        compression: Any,
-        shard: tuple[int, int] | None,
-        options: dict[str, Any],
-    ) -> None:
-        if exists not in EXISTS:
-            raise GraphError(f"`exists` is one of {', '.join(map(repr, EXISTS))}, but got {got(exists)}.")
-        self.output, self.exists = os.path.realpath(_path(output, "output")), exists
-        self.input = self._read(None if input is None else os.path.abspath(_path(input, "input")))
+    flow: Any
+    input: Any
+    output: Any
+    n: int | None = None
+    start: int | None = None
+    stop: int | None = None
+    exists: str = "refuse"
+    drop: Iterable[str] = ()
+    compression: Any = None
+    shard: tuple[int, int] | None = None
+    driver: str | None = None
+    options: dict[str, Any] = {}
+
+
+class _Job:
+    """A run, checked."""
+
+    def __init__(self, asked: Asked) -> None:
+        for word, values in (("exists", EXISTS), ("driver", DRIVERS)):
+            if (value := getattr(asked, word)) not in values:
+                raise GraphError(f"`{word}` is one of {', '.join(map(repr, values))}, but got {got(value)}.")
+        self.output, self.exists = os.path.realpath(_path(asked.output, "output")), asked.exists
+        self.input = self._read(None if asked.input is None else os.path.abspath(_path(asked.input, "input")))
+        self.options = asked.options
         for word, value in (("on_error", "raise"), ("ordered", True)):
-            if options.get(word, value) != value:
+            if self.options.get(word, value) != value:
                 raise GraphError(
                     f"`h5.run` writes all slices in order: `{word}={value!r}`. "
                     "A function that gives `qf.SKIP` leaves a slice out."
                 )
-        self.drop, self.compression, self.options = tuple([drop] if isinstance(drop, str) else drop), compression, options
-        self.rank = rank() if shard is None else checked(*shard, f"shard={shard!r}")
-        operators = _operators(flow, start, stop)
+        self.drop = tuple([asked.drop] if isinstance(asked.drop, str) else asked.drop)
+        self.compression = asked.compression
+        self.rank = rank() if asked.shard is None else checked(*asked.shard, f"shard={asked.shard!r}")
+        operators = _operators(asked.flow, asked.start, asked.stop)
+        self.parts = [part for each in operators for part in each.inside]
         file = None if self.input is None else readers.tables(self.input)
-        check([part for each in operators for part in each.inside], file, options.get("params") or {}, self.drop)
+        check(self.parts, file, self.options.get("params") or {}, self.drop)
         self.head: Rows = operators[0].inside[0]  # type: ignore[assignment]
         place = next((place for place, each in enumerate(operators) if isinstance(each, Stage)), len(operators))
         self.behind = operators[place:]
+        self.comm = self._communicator(asked.driver)
         self.names = _names(operators[:place])
         hand = Hand(_wants_value(self.behind, self.names), _inputs(self.head, self.behind))
         parts = [] if self.rank.count == 1 else [Shard(self.rank.index, self.rank.count)]
-        self.pipe = Flow(*parts, *_marked([*operators[:place], hand], n))
+        self.pipe = Flow(*parts, *_marked([*operators[:place], hand], asked.n))
+
+    def _communicator(self, driver: str | None) -> Any:
+        """Of the ranks, if they write together."""
+        if driver == "sec2" or self.rank.count == 1:
+            return None
+        comm = communicator(self.rank)
+        if comm is None:
+            why = "this is no rank of an MPI job, or h5py was built without MPI (the README says how to build it)"
+        elif self.behind:
+            why = "`h5.stage` sees all slices in one process"
+        else:
+            return comm
+        if driver is not None:
+            raise GraphError(f"All ranks write together with `driver='mpio'`, but {why}. Leave it out, and rank 0 writes.")
+        return None
 
     def _read(self, input: str | None) -> str | None:
         """Which file is read."""
@@ -213,6 +239,8 @@ class _Job:
                 )
             options = self._begun(journal, meeting, resume and left)
             own = self._own(journal, meeting, options, progress)
+            if self.comm is not None:
+                return self._together(own, meeting, attrs)
             if self.rank.index == 0:
                 return self._lead(own, meeting, _context(options), attrs)
             slices = sum(1 for _ in own)
@@ -250,25 +278,61 @@ class _Job:
 
     def _lead(self, own: Iterator[Handed], meeting: Meeting, context: Context, attrs: Mapping[str, Mapping[str, Any]]) -> Summary:
         """Write what the slices of all ranks give."""
-        partial = f"{self.output}.partial"
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(partial)
-            if self.input is not None:
-                shutil.copyfile(self.input, partial)
-            with Tables(partial, "a", compression=self.compression, drop=self.drop) as file:
-                for group, each in attrs.items():
-                    file.attrs(group).update(each)
+        with self._partial() as partial:
+            with self._opened(partial) as file:
+                self._say(file, attrs)
                 writing = _Writing(self, file, context)
                 for handed in meeting.all(own):
                     writing.add(handed)
                 writing.end()
             self._name(partial)
+        meeting.complete()
+        return Summary(self.output, writing.slices, writing.writer.rows)
+
+    def _together(self, own: Iterator[Handed], meeting: Meeting, attrs: Mapping[str, Mapping[str, Any]]) -> Summary:
+        """Write with all ranks at the same time what their slices give."""
+        sizes = [Sizes.of(handed, self.head.table) for handed in own]
+        meeting.gathered()
+        collective = Collective(self.comm, self.head.table, self.drop)
+        path = f"{self.output}.partial"
+        if self.rank.index:
+            collective.write(path, sizes, meeting.own(), lambda: self._opened(path))
+            meeting.end()
+            return Summary(self.output, len(sizes), {})
+        with self._partial() as partial:
+            slices, rows = collective.write(partial, sizes, meeting.own(), lambda: self._opened(partial))
+            with Tables(partial, "r+", drop=self.drop) as file:
+                self._say(file, attrs)
+                for part in self.parts:
+                    if isinstance(part, Append) and part.dtype is not None and part.table not in file:
+                        file.create(part.table, part.dtype)
+            self._name(partial)
+        meeting.complete()
+        return Summary(self.output, slices, rows)
+
+    @contextlib.contextmanager
+    def _partial(self) -> Iterator[str]:
+        """Where an output is made, which is gone at last, but for the name that it got."""
+        partial = f"{self.output}.partial"
+        try:
+            yield partial
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(partial)
-        meeting.complete()
-        return Summary(self.output, writing.slices, writing.writer.rows)
+
+    def _opened(self, partial: str) -> Tables:
+        """An output that begins as a copy of the input."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
+        if self.input is not None:
+            shutil.copyfile(self.input, partial)
+        return Tables(partial, "a", compression=self.compression, drop=self.drop)
+
+    def _say(self, file: Tables, attrs: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write the attributes."""
+        own = {part.table: part.attrs for part in self.parts if isinstance(part, Append) and part.attrs}
+        for group, each in (*attrs.items(), *own.items()):
+            file.attrs(group).update(each)
 
     def _name(self, partial: str) -> None:
         """The output gets its name."""
@@ -345,12 +409,9 @@ class _Writing:
         self._operators: list[Any] = [
             each.within(Setting(context, each.name)) if each.depends(context) else each for each in ready
         ]
-        for part in (part for each in (*job.pipe.operators, *job.behind) for part in each.inside):
-            if isinstance(part, Append):
-                if part.dtype is not None:
-                    self.writer.expect(part.table, part.dtype)
-                if part.attrs:
-                    file.attrs(part.table).update(part.attrs)
+        for part in job.parts:
+            if isinstance(part, Append) and part.dtype is not None:
+                self.writer.expect(part.table, part.dtype)
 
     def add(self, handed: Handed) -> None:
         """The next slice."""

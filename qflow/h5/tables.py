@@ -18,7 +18,7 @@ import contextlib
 import itertools
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from errno import EINVAL
 from typing import Any, final
 
@@ -221,30 +221,39 @@ class Tables:
             IndexError: a row is not there.
             GraphError: these are no pairs.
         """
-        tables = self._table(parent), self._table(child)
-        found = np.asarray(pairs)
-        if not found.size:
-            found = np.empty((0, 2), np.int64)
-        if found.ndim != 2 or found.shape[1] != 2 or found.dtype.kind not in "iu":
-            raise GraphError(f"`pairs` are integers [pairs, 2], but got {found.dtype}{list(found.shape)}.")
-        for column, (name, table) in enumerate(zip((parent, child), tables, strict=True)):
-            wrong = found[(found[:, column] < 0) | (found[:, column] >= len(table)), column]
-            if wrong.size:
-                raise IndexError(f"A pair names row {wrong[0]} of {name!r}, which has {len(table)} rows. Nothing was linked.")
-        ref, (here, there) = self._made(parent, child)
-        start, columns = len(ref), found[:, [here, there]]
-        if not len(found):
-            return slice(start, start)
-        if ref.dtype.itemsize < WIDE.itemsize and found.max() > np.iinfo(ref.dtype).max:
+        rows = {name: len(self._table(name)) for name in (parent, child)}
+        found = checked_pairs(pairs, parent, child, rows)
+        ref, columns = self.reserve_pairs(parent, child, len(found), int(found.max(initial=0)))
+        start = len(ref) - len(found)
+        if len(found):
+            ref[start:] = found[:, columns]
+            self._note(parent, child, found, start)
+        return slice(start, len(ref))
+
+    def reserve_pairs(self, parent: str, child: str, pairs: int, largest: int) -> tuple[Any, list[int]]:
+        """Append so many pairs that are not yet written -> a `h5py.Dataset`, and how columns as in `link` stand in it.
+
+        ``largest``: the number of a row. `note` at last.
+        """
+        ref, columns = self._made(parent, child)
+        if ref.dtype.itemsize < WIDE.itemsize and largest > np.iinfo(ref.dtype).max:
             ref = self._retyped(ref, WIDE)
-        ref.resize(start + len(found), axis=0)
-        ref[start:] = columns
+        if pairs:
+            ref.resize(len(ref) + pairs, axis=0)
+        return ref, [*columns]
+
+    def note(self, parent: str, child: str, start: int) -> None:
+        """Note for each row where its pairs lie, of those from a place on."""
+        ref, columns = self.ref(parent, child)
+        for first, last in runs(ref, np.array([start]), np.array([len(ref)])):
+            self._note(parent, child, ref[first:last][:, [*columns]], first)
+
+    def _note(self, parent: str, child: str, pairs: Any, start: int) -> None:
         for name, other, column in ((parent, child, 0), (child, parent, 1)):
             region = self.region(name, other)
-            if start + len(found) > np.iinfo(region.dtype["start"]).max:  # as h5flow makes them
+            if start + len(pairs) > np.iinfo(region.dtype["start"]).max:  # as h5flow makes them
                 region = self._retyped(region, region_dtype)
-            _enlarge(region, found[:, column].astype(np.int64), start)
-        return slice(start, start + len(found))
+            _enlarge(region, pairs[:, column].astype(np.int64), start)
 
     def delete(self, name: str) -> None:
         """Delete a table, or a group with all tables in it, and all references from and to them."""
@@ -252,7 +261,7 @@ class Tables:
         if self._find(name) is None:
             raise KeyError(f"{self.path} has no {name!r}; there are the tables {self._listing()}.")
         for parent, child in self.links():
-            if _within(parent, [name]) or _within(child, [name]):
+            if within(parent, [name]) or within(child, [name]):
                 for one, other in {(parent, child), (child, parent)}:
                     self._remove(f"{one}/ref/{other}")
                 self._links.remove((parent, child))
@@ -313,7 +322,7 @@ class Tables:
         """The file to which what concerns these tables belongs."""
         if self.mode == "r":
             raise GraphError(f'{self.path} is open for reading. Open it with `h5.Tables(path, "a")` to write.')
-        if not any(_within(name, self._drop) and not _within(name, [*self._before]) for name in names):
+        if not any(within(name, self._drop) and not within(name, [*self._before]) for name in names):
             return self.file
         if self._scratch is None:
             self._scratch = _unnamed(os.path.dirname(os.path.abspath(self.path)))
@@ -363,6 +372,20 @@ class Tables:
         for file in self._files:
             if path in file:
                 del file[path]
+
+
+def checked_pairs(pairs: Any, parent: str, child: str, rows: Mapping[str, int]) -> Any:
+    """Pairs of rows of two tables, which have so many, as an array ``[pairs, 2]``; errors as in `Tables.link`."""
+    found = np.asarray(pairs)
+    if not found.size:
+        found = np.empty((0, 2), np.int64)
+    if found.ndim != 2 or found.shape[1] != 2 or found.dtype.kind not in "iu":
+        raise GraphError(f"`pairs` are integers [pairs, 2], but got {found.dtype}{list(found.shape)}.")
+    for column, name in enumerate((parent, child)):
+        wrong = found[(found[:, column] < 0) | (found[:, column] >= rows[name]), column]
+        if wrong.size:
+            raise IndexError(f"A pair names row {wrong[0]} of {name!r}, which has {rows[name]} rows. Nothing was linked.")
+    return found
 
 
 def _enlarge(region: Any, rows: Any, first: int) -> None:
@@ -452,7 +475,7 @@ def _name(name: Any) -> str:
     return name.strip("/")
 
 
-def _within(name: str, groups: Sequence[str]) -> bool:
+def within(name: str, groups: Sequence[str]) -> bool:
     """Whether a name is one of these, or in one of these groups."""
     return any(name == group or name.startswith(f"{group}/") for group in groups)
 

@@ -6,7 +6,7 @@ together until there are `BYTES` of them: a call of HDF5 costs as much as 100 KB
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -47,9 +47,7 @@ class Writer:
 
     def add(self, block: Block) -> None:
         """Write what a slice has made, behind all slices before."""
-        at, made = block.slice._replace(rows=None), block.made
-        if block.slice.rows is not None:
-            made = (Made(at.table, block.slice.rows, {}), *made)
+        at, made = block.slice._replace(rows=None), made_by(block.slice, block.made)
         if made:
             self._waiting.append(_Part(at, tuple(each._replace(rows=np.array(each.rows)) for each in made)))
             self._bytes += sum(each.rows.nbytes + _bytes(each) for each in made)
@@ -70,7 +68,7 @@ class Writer:
                 at += len(rows)
         links: dict[tuple[str, str], list[Any]] = {}
         for part, base in zip(waiting, bases, strict=True):
-            for link, pairs in _pairs(part, base):
+            for link, pairs in pairs_of(part.slice, part.made, base):
                 links.setdefault(link, []).append(pairs)
         for (other, name), found in links.items():
             self._linked[other, name] = None
@@ -101,22 +99,31 @@ class Writer:
         return int(self.file.append(name, same[0] if len(same) == 1 else np.concatenate(same)).start)
 
 
-def _pairs(part: _Part, base: dict[str, int]) -> Iterator[tuple[tuple[str, str], Any]]:
+def made_by(slice: Slice, made: tuple[Made, ...]) -> tuple[Made, ...]:
+    """All that a slice has made: its own rows, too, where a generator made them."""
+    return made if slice.rows is None else (Made(slice.table, slice.rows, {}), *made)
+
+
+def pairs_of(slice: Slice, made: tuple[Made, ...], base: Mapping[str, int]) -> Iterator[tuple[tuple[str, str], Any]]:
     """For linked tables pairs of the file's rows: there, and of what was made.
 
     A table is that of the slice if it was made before; one that is made later is the file's where it is linked.
+
+    Args:
+        slice, made: all that it has made, in order.
+        base: by tables the row of the file with which its own begin.
     """
     before: dict[str, int] = {}  # where the slice's own rows begin
-    for made in part.made:
-        for other, pairs in made.links.items():
-            own = other in before and other != part.slice.table
+    for each in made:
+        for other, pairs in each.links.items():
+            own = other in before and other != slice.table
             if isinstance(pairs, str):
-                start, here = before[other] if own else part.slice.start, np.arange(len(made.rows))
-                found = np.stack([start + here, base[made.table] + here], axis=1)
+                start, here = before[other] if own else slice.start, np.arange(len(each.rows))
+                found = np.stack([start + here, base[each.table] + here], axis=1)
             else:
-                found = pairs + np.array([before[other] if own else 0, base[made.table]])
-            yield (other, made.table), found
-        before[made.table] = base[made.table]
+                found = pairs + np.array([before[other] if own else 0, base[each.table]])
+            yield (other, each.table), found
+        before[each.table] = base[each.table]
 
 
 def _bytes(made: Made) -> int:

@@ -53,11 +53,14 @@ def for_workers(environment: Mapping[str, str]) -> dict[str, str]:
 
     >>> for_workers({"PMI_RANK": "1", "RANK": "1", "MKL_NUM_THREADS": "2"})["MKL_NUM_THREADS"]
     '2'
+
+    Nor does mpi4py begin MPI as soon as it is imported, as an h5py with MPI does: Open MPI starts a daemon for a process that
+    nobody launched, which outlives a worker. A step that needs MPI calls ``MPI.Init()``, or the user sets the variable.
     """
     kept = {name: value for name, value in environment.items() if not name.startswith(LAUNCHER)}
     # Who sets OMP's means all that read it.
     meant = () if "OMP_NUM_THREADS" not in kept else ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
-    return {**{name: "1" for name in _THREADS if name not in meant}, **kept}
+    return {"MPI4PY_RC_INITIALIZE": "0", **{name: "1" for name in _THREADS if name not in meant}, **kept}
 
 
 def take_over(environment: Mapping[str, str]) -> None:
