@@ -1106,3 +1106,64 @@ def test_a_run_is_gone_on_with_by_as_many_ranks(events, tmp_path):
     codes, texts = ranks(tmp_path, 1, events, tmp_path / "out.h5", "resume")
     assert codes == [1]
     assert "another ranks (2, now 1)" in texts[0]
+
+
+def test_an_output_is_on_the_disk_before_it_gets_its_name(events, tmp_path, monkeypatch):
+    done = []
+    for word in ("fsync", "link", "replace", "unlink"):
+        monkeypatch.setattr(
+            os, word, partial(lambda word, real, *given: (done.append(word), real(*given))[1], word, getattr(os, word))
+        )
+    for exists, named in (("refuse", "link"), ("overwrite", "replace")):
+        done.clear()
+        h5.run(ids | h5.append("a"), events, tmp_path / "out.h5", engine="serial", exists=exists)
+        assert done[done.index("fsync") :][:3] == ["fsync", named, "fsync"]
+
+
+# ---- pipes
+
+
+def charge(hits, tracks, gain=1.0):
+    return hits["q"] * gain + tracks[:, 0].filled(0)
+
+
+def test_a_flow_over_tables_is_a_pipe_too(events):
+    flow = h5.rows("hits", size=300) | h5.need(tracks="hits -> tracks") | charge | h5.values()
+    with h5.Tables(events) as file:
+        whole = file["hits"][:]["q"] * 2 + file["hits", "tracks", :][:, 0].filled(0)
+    for engine in ("serial", "processes"):
+        found = list(flow([events], engine=engine, params={"gain": 2.0}))
+        assert [len(each) for each in found] == [300, 300, 300, 100]
+        np.testing.assert_array_equal(np.concatenate(found), whole)
+    rows = qf.process(n=2)(h5.rows("hits", size=300) | h5.values()) | qf.map(lambda hits: [*hits["id"]]) | qf.repack(64)
+    assert [number for batch in rows([events]) for number in batch] == [*range(1000)]
+    shuffled = qf.shuffle(1000) | h5.rows("hits", size=10) | (lambda hits: hits["id"][0]) | h5.values()
+    numbers = list(shuffled([events], engine="serial"))
+    assert sorted(numbers) == [*range(0, 1000, 10)] != numbers
+    some = h5.rows("hits", size=300) | (lambda hits: qf.SKIP if hits["id"][0] else len(hits)) | h5.values()
+    assert list(some([events])) == [300]
+
+
+@pytest.mark.parametrize(
+    ("flow", "source", "said"),
+    [
+        (lambda: h5.rows("hits") | charge, ["in.h5"], r"by `h5.run\(flow, 'in.h5', 'out.h5'\)`.*with `h5.values\(\)`"),
+        (lambda: h5.rows("hits") | charge | h5.values(), ["in.h5"], "needs `tracks`, which has no value"),
+        (lambda: h5.rows("hit") | h5.values(), ["in.h5"], "no table 'hit'"),
+        (lambda: h5.rows("hits") | h5.values(), ["in.h5", "b.h5"], "a source of one file"),
+        (lambda: h5.rows("hits") | h5.values(), "in.h5", r"Did you mean `\[x\]`"),
+        (lambda: h5.rows("hits", start=2000) | h5.values(), ["in.h5"], "starts at row 2000"),
+        (lambda: h5.rows("hits") | h5.append("a") | h5.values(), ["in.h5"], r"`h5.append\('a'\)` is for `h5.run`"),
+        (lambda: h5.rows("new", of=[[1]]) | h5.values(), ["in.h5"], "is for `h5.run`"),
+        (lambda: qf.map(len) | h5.values(), ["in.h5"], "stands behind `h5.rows`"),
+    ],
+)
+def test_a_wrong_pipe_is_told_before_anything_runs(events, monkeypatch, flow, source, said):
+    monkeypatch.chdir(events.parent)
+    with pytest.raises(GraphError, match=said):
+        flow()(source, engine="serial")
+
+
+def test_a_run_that_writes_has_no_values(events, tmp_path):
+    with pytest.raises(GraphError, match=r"`h5.values\(\)` ends a flow that is iterated over"):
+        h5.run(h5.rows("hits") | h5.values(), events, tmp_path / "out.h5")

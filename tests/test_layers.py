@@ -17,7 +17,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 UPPER = "watch", "h5", "files", "train", "testing", "compat"
 LEVELS = (
-    {"errors": 0, "graph": 1, "runtime": 2, "engines": 3}
+    {"errors": 0, "disk": 0, "graph": 1, "runtime": 2, "engines": 3}
     | dict.fromkeys(UPPER, 4)
     | {"demo": 5, "config": 5, "bench": 6, "__main__": 6}
 )

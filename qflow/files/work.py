@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
+from qflow.disk import sync
 from qflow.files.names import MARK, above, digest
 
 CLAIMS = "claims"
@@ -114,7 +115,7 @@ def commit(source: str, path: str, check: Callable[[str], None], *, fsync: bool 
     if fsync:
         for each in (folder or os.curdir, *above(os.path.abspath(folder))):  # those, too, that were made for it
             with contextlib.suppress(PermissionError):
-                _sync(each)
+                sync(each)
     return os.path.join(folder, found[-1])
 
 
@@ -122,8 +123,8 @@ def _move(source: str, target: str, fsync: bool) -> None:
     if fsync:
         for base, _, names in os.walk(source):
             for name in names:
-                _sync(os.path.join(base, name))
-        _sync(source)
+                sync(os.path.join(base, name))
+        sync(source)
     try:
         os.replace(source, target)
     except OSError as error:
@@ -151,14 +152,6 @@ def _exchange(source: str, target: str) -> None:
     os.rename(target, old)
     os.rename(source, target)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: str) -> None:
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def owner(process: int) -> str:

@@ -13,6 +13,8 @@ A file of tables is a `Tables`. A flow over tables goes from one such file to an
 
     flow = h5.rows("hits") | h5.need(tracks="hits -> tracks") | calibrate | h5.append("calib", refs="1:1")
     h5.run(flow, "events.h5", "calibrated.h5", n=8)
+
+or, where it ends with `h5.values()`, into what comes behind it: batches for training.
 """
 
 from qflow.h5.planning import Chunk, Chunks, Part, chunks
@@ -22,6 +24,7 @@ from qflow.h5.running import Summary, run
 from qflow.h5.splitting import Split, split
 from qflow.h5.stages import append, linked, need, rows, stage
 from qflow.h5.tables import Tables
+from qflow.h5.values import values
 
 __all__ = [
     "Chunk",
@@ -41,4 +44,5 @@ __all__ = [
     "run",
     "split",
     "stage",
+    "values",
 ]

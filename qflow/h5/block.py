@@ -140,9 +140,14 @@ class Block(Carrier):
         given = {name: self.input(name) for name in names if name in self.names}
         if first is None or first in given:
             return function(**given)
-        return function(self._along(Path((self.slice.table,)), 0) if self.value is ROWS else self.value, **given)
+        return function(self.given, **given)
 
     # ---- inputs
+
+    @property
+    def given(self) -> Any:
+        """What the step before gave; at first the rows of the slice."""
+        return self._along(Path((self.slice.table,)), 0) if self.value is ROWS else self.value
 
     def input(self, name: str) -> Any:
         """The array of a name, which nobody changes: others may be given it, too."""

@@ -122,6 +122,8 @@ def _checked(operator: Operator[Any, Any], seen: _Seen, params: Mapping[str, Any
             _check_append(operator, seen)
         case Queue():
             pass
+        case _ if operator.lands:
+            raise GraphError(f"`{operator!r}` ends a flow that is iterated over; `h5.run` writes what `h5.append` says.")
         case _:
             if any(isinstance(part, Stream) for part in operator.lower()) or operator.awaits:
                 raise GraphError(f"`{operator!r}` works on streams, but each slice of a flow over tables is by itself.")

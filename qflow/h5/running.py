@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 
+from qflow.disk import sync
 from qflow.errors import GraphError, got
 from qflow.graph.context import Context, Drawn, Setting, drawn_seed
 from qflow.graph.fingerprint import fingerprint
@@ -335,18 +336,24 @@ class _Job:
             file.attrs(group).update(each)
 
     def _name(self, partial: str) -> None:
-        """The output gets its name."""
-        if self.exists == "refuse":
-            try:
-                os.link(partial, self.output)
-                return
-            except FileExistsError:
-                raise GraphError(
-                    f"{self.output!r} has come into being since this run began. Rename it, and go on with `resume=True`."
-                ) from None
-            except OSError:  # a file system without links
-                pass
-        os.replace(partial, self.output)
+        """The output gets its name, when it is on the disk: the journals, from which it could be made again, go."""
+        sync(partial)
+        if self.exists != "refuse" or not self._linked(partial):
+            os.replace(partial, self.output)
+        with contextlib.suppress(OSError):  # of folders that can't be read, or have no such way
+            sync(os.path.dirname(self.output))
+
+    def _linked(self, partial: str) -> bool:
+        """Give the name if it is nobody's -> whether that is possible."""
+        try:
+            os.link(partial, self.output)
+        except FileExistsError:
+            raise GraphError(
+                f"{self.output!r} has come into being since this run began. Rename it, and go on with `resume=True`."
+            ) from None
+        except OSError:  # a file system without links
+            return False
+        return True
 
     def _own(self, journal: Journal, meeting: Meeting, options: dict[str, Any], progress: bool) -> Generator[Handed]:
         """What the slices of this rank give: those of a run that was interrupted, then others."""
@@ -441,6 +448,8 @@ class Hand(Each[Any, Handed]):
         value: also what the last function gave.
         takes: the parameters of the run for what is called in this process.
     """
+
+    lands = True
 
     def __init__(self, value: bool, takes: frozenset[str]) -> None:
         self.value, self.takes = value, takes

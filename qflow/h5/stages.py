@@ -7,7 +7,6 @@ Functions between them are plain ones; what they name is what they get; see `blo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
@@ -17,9 +16,8 @@ import numpy as np
 
 from qflow.errors import GraphError, describe, got
 from qflow.graph.carrier import Carrier
-from qflow.graph.flow import Beginning, Each, Operator
+from qflow.graph.flow import Each
 from qflow.graph.function import Function, function_text, inputs_of, is_iterable
-from qflow.graph.options import RunOptions
 from qflow.graph.sizes import count
 from qflow.h5 import readers
 from qflow.h5.block import ALIGNED, ROWS, Block, Linked, Made, Path, Slice, masked, rows_of
@@ -35,6 +33,10 @@ class Rows(Each[Any, Carrier]):
     """Slices become blocks; see `rows`."""
 
     carries = True
+    adrift = (
+        "The slices of `h5.rows` come to no end: run the flow by `h5.run(flow, 'in.h5', 'out.h5')`, which writes, or let it end "
+        "with `h5.values()`, to iterate over what its functions give."
+    )
     places: Mapping[str, int] = {}
     """What a run says of the rows that a generator makes."""
 
@@ -48,21 +50,11 @@ class Rows(Each[Any, Carrier]):
 
     def outputs(self, value: Any) -> Iterable[Any]:
         if not isinstance(value, Slice):
-            raise TypeError(f"`h5.rows` takes slices of a file, but got {got(value)}. Write `h5.run(flow, path)`.")
+            raise TypeError(f"`h5.rows` takes slices of a file, but got {got(value)}. Before it only slices are chosen.")
         return (Block(value, {self.as_: (Path((self.table,)), 0)}),)
 
     def length(self, items: int) -> int:
         return items
-
-    def begins(self, before: tuple[Operator[Any, Any], ...], source: Any, options: RunOptions) -> Beginning | None:
-        if before or isinstance(source, Slices | Generated):
-            return None
-        paths = [*source] if is_iterable(source) else []
-        if len(paths) != 1 or not isinstance(paths[0], str | os.PathLike):
-            raise GraphError(
-                'A flow of `h5.rows` has a source of one file: `pipe(["events.h5"])`, or `h5.run(flow, "events.h5")`.'
-            )
-        return Beginning(self.slices(os.fspath(paths[0])), (self,))
 
     def between(self, start: int | None, stop: int | None) -> Rows:
         """Itself with other rows, where a run says which; a generator is told by its parameters."""
@@ -81,10 +73,17 @@ class Rows(Each[Any, Carrier]):
         return found
 
     def slices(self, path: str | None) -> Slices:
-        """The slices of a file."""
+        """The slices of a file; a GraphError for a start that isn't there."""
         if path is None:
             raise GraphError(f"`{self!r}` reads rows of an input file, but the run has none.")
-        return sliced(readers.tables(path), self)
+        file = readers.tables(path)
+        table = file[self.table]
+        length = len(table)
+        if self.start > length or (self.start == length and length):
+            raise GraphError(f"`h5.rows` starts at row {self.start} of {self.table!r}, which has {length} rows, in {file.path}.")
+        row = max(1, table.dtype.itemsize * int(np.prod(table.shape[1:])))
+        size = self.size or (table.chunks[0] if table.chunks else max(1, BYTES // row))
+        return Slices(file.path, self.table, self.start, length if self.stop is None else min(self.stop, length), size)
 
     @property
     def _state(self) -> tuple[Any, ...]:
@@ -137,17 +136,6 @@ class Generated:
             rows.flags.writeable = False
             yield Slice(self.path, self.table, at, at + len(rows), rows)
             at += len(rows)
-
-
-def sliced(file: Any, of: Rows) -> Slices:
-    """The slices of a table of a file; a GraphError for a start that isn't there."""
-    table = file[of.table]
-    length = len(table)
-    if of.start > length or (of.start == length and length):
-        raise GraphError(f"`h5.rows` starts at row {of.start} of {of.table!r}, which has {length} rows, in {file.path}.")
-    row = max(1, table.dtype.itemsize * int(np.prod(table.shape[1:])))
-    size = of.size or (table.chunks[0] if table.chunks else max(1, BYTES // row))
-    return Slices(file.path, of.table, of.start, length if of.stop is None else min(of.stop, length), size)
 
 
 def rows(
