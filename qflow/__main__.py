@@ -7,7 +7,6 @@ returns the exit status. It loads what is heavy in ``run``, so that ``--help`` a
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Sequence
 from typing import NoReturn, Protocol
@@ -15,6 +14,7 @@ from typing import NoReturn, Protocol
 import qflow
 from qflow.config import command as tables
 from qflow.demo import command as demo
+from qflow.errors import near
 
 
 class Command(Protocol):
@@ -45,9 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _refuse(parser: argparse.ArgumentParser, word: str) -> NoReturn:
     """An unknown word of the command line: name the option that was likely meant, and all there are."""
     options = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
-    near = difflib.get_close_matches(word.partition("=")[0], options, 1)
-    meant = f"Did you mean {near[0]}? " if near else ""
-    parser.error(f"no option {word!r}. {meant}There are {', '.join(options)}.")
+    parser.error(f"no option {word!r}{near(word.partition('=')[0], options)}; there are {', '.join(options)}.")
 
 
 if __name__ == "__main__":

@@ -208,8 +208,8 @@ def test_a_wrong_size_says_how_to_write_one(text: str) -> None:
     [
         ("", "required: command"),
         ("dmo", "invalid choice: 'dmo' (choose from 'demo', 'h5')"),
-        ("demo --epoch 3", "no option '--epoch'. Did you mean --epochs?"),
-        ("demo 4GB", "no option '4GB'. There are --help, --size"),
+        ("demo --epoch 3", "no option '--epoch' (did you mean '--epochs'?)"),
+        ("demo 4GB", "no option '4GB'; there are --help, --size"),
         ("demo --size 4potatoes", "--size: got '4potatoes'; write a number and a unit"),
         ("demo --size 5kB", "--size: got '5kB'; at least 1MB"),
         ("demo --memory 1", "--memory: got '1'; write a number and a unit"),
