@@ -234,7 +234,7 @@ def flows_(draw):
 
 def direct(parts):
     """The tables that are linked with the hits."""
-    return [part.table for part in parts if isinstance(part, h5.stages.Append) and "" in part.refs]
+    return [part.table for part in parts if isinstance(part, h5.outputs.Append) and "" in part.refs]
 
 
 @settings(max_examples=60)

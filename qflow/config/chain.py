@@ -20,8 +20,8 @@ from qflow.errors import GraphError
 from qflow.graph.flow import Flow
 from qflow.graph.ranks import rank
 from qflow.h5.journal import begun
+from qflow.h5.outputs import Append
 from qflow.h5.running import made_of
-from qflow.h5.stages import Append
 
 DONE = ".made-of"
 

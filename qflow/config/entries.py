@@ -36,7 +36,8 @@ from qflow.errors import GraphError, listed, near
 from qflow.graph.flow import Flow, Map, Operator
 from qflow.graph.function import Function, inputs_of, makes_callables
 from qflow.graph.marks import Step
-from qflow.h5.stages import Rows, checked_attrs
+from qflow.h5.inputs import Rows
+from qflow.h5.outputs import checked_attrs
 
 OWN = ("flow", "resources", "attrs")
 FLOW = ("source", "stages", "drop")

@@ -17,12 +17,13 @@ A file of tables is a `Tables`. A flow over tables goes from one such file to an
 or, where it ends with `h5.values()`, into what comes behind it: batches for training.
 """
 
+from qflow.h5.inputs import need, rows
+from qflow.h5.outputs import append, linked, stage
 from qflow.h5.planning import Chunk, Chunks, Part, chunks
 from qflow.h5.reading import read
 from qflow.h5.references import dereference, dereference_chain
 from qflow.h5.running import Summary, run
 from qflow.h5.splitting import Split, split
-from qflow.h5.stages import append, linked, need, rows, stage
 from qflow.h5.tables import Tables
 from qflow.h5.values import values
 

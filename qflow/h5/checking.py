@@ -15,7 +15,8 @@ from qflow.graph.context import RNG
 from qflow.graph.flow import Operator, Queue, Stream
 from qflow.graph.function import Function, inputs_of
 from qflow.h5.block import Path
-from qflow.h5.stages import PAIRS, Append, Need, Rows
+from qflow.h5.inputs import Need, Rows
+from qflow.h5.outputs import PAIRS, Append
 from qflow.h5.tables import Tables
 
 

@@ -33,9 +33,10 @@ from qflow.h5.block import ROWS, Block, Path, Slice
 from qflow.h5.checking import check
 from qflow.h5.collective import Collective, Sizes, communicator
 from qflow.h5.files import stamp
+from qflow.h5.inputs import Generated, Need, Rows, Slices
 from qflow.h5.journal import Handed, Journal, begun
 from qflow.h5.meeting import Meeting
-from qflow.h5.stages import Append, Generated, Need, Rows, Slices, Stage, checked_attrs
+from qflow.h5.outputs import Append, Stage, checked_attrs
 from qflow.h5.tables import Tables
 from qflow.h5.writer import Writer
 

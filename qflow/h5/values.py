@@ -12,9 +12,10 @@ from qflow.graph.flow import Beginning, Each, Operator
 from qflow.graph.function import is_iterable
 from qflow.graph.options import RunOptions
 from qflow.h5 import readers
-from qflow.h5.block import Block
 from qflow.h5.checking import check
-from qflow.h5.stages import Append, Rows, Stage
+from qflow.h5.inputs import Rows
+from qflow.h5.naming import at_work
+from qflow.h5.outputs import Append, Stage
 
 
 @final
@@ -28,9 +29,8 @@ class Values(Each[Carrier, Any]):
         return "values"
 
     def outputs(self, value: Any) -> Iterable[Any]:
-        if not isinstance(value, Block):
-            raise TypeError(f"`h5.values` stands behind `h5.rows`, but got {got(value)}.")
-        return () if value.over else (value.given,)
+        block = at_work(value, "values")
+        return () if block.over else (block.given,)
 
     def length(self, items: int) -> None:
         return None
