@@ -16,13 +16,13 @@ none: where some are there before, rank 0 makes the new ones. (HDF5 1.10.8 waits
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar, final
 
 import h5py  # type: ignore[import-untyped]
 import numpy as np
-from h5py import h5fd, h5p, h5s
+from h5py import h5fd, h5p, h5s, h5t
 
 from qflow.errors import GraphError, InternalError, ResourceError
 from qflow.graph.ranks import Rank
@@ -30,7 +30,7 @@ from qflow.h5.block import Made, Slice
 from qflow.h5.journal import Handed
 from qflow.h5.meeting import alternate
 from qflow.h5.tables import Tables, checked_pairs, fitted, within
-from qflow.h5.writer import made_by, pairs_of
+from qflow.h5.writer import MOST, canonical, made_by, pairs_of
 
 BYTES = 1 << 25  # that a rank writes in one call
 
@@ -107,7 +107,7 @@ class Collective:
         self._comm, self._table, self._drop = comm, table, [name.strip("/") for name in drop]
 
     def write(
-        self, path: str, own: Sequence[Sizes], slices: Iterable[Handed], opened: Callable[[], Tables]
+        self, path: str, own: Sequence[Sizes], slices: Iterable[Handed], declared: Mapping[str, Any], compression: Any
     ) -> tuple[int, dict[str, int]]:
         """Write what the slices of all ranks have made -> how many there are, and how many rows of which tables.
 
@@ -115,18 +115,27 @@ class Collective:
             path: of the output.
             own: the sizes of this rank's slices.
             slices: what these have given.
-            opened: makes the output, in rank 0 only.
+            declared: types of tables that are there also if no rows came.
+            compression: of new tables.
         Raises:
             ResourceError: another rank has failed.
         """
         index, count = self._comm.Get_rank(), self._comm.Get_size()
         all_sizes = [*alternate(self._comm.allgather([*own]))]
         sizes = [self._wanted(each) for each in all_sizes]
-        layout = self._comm.bcast(self._agreed((lambda: self._room(opened(), sizes)) if index == 0 else None), root=0)
-        places = [*_places(layout, sizes, self._table)][index::count]
-        self._agreed(lambda: self._fill(path, layout, sizes[index::count], zip(slices, places, strict=True)))
+        batches = [_batches(sizes[rank::count]) for rank in range(count)]
+
+        def room() -> Layout:
+            with Tables(path, "r+", compression=compression) as file:
+                return self._room(file, sizes, declared)
+
+        layout = self._comm.bcast(self._agreed(room if index == 0 else None), root=0)
+        places = islice(_places(layout, sizes, self._table), index, None, count)
+        self._agreed(lambda: self._fill(path, layout, batches[index], max(map(len, batches)), zip(slices, places, strict=False)))
         if index == 0:
-            self._note(path, layout)
+            with Tables(path, "r+") as file:
+                for (other, name), (_, start, _) in layout.pairs.items():
+                    file.note(other, name, start)
         rows = Counter[str]()
         for made in (made for slice in all_sizes for made in slice.made):
             rows[made.table] += made.rows
@@ -134,10 +143,11 @@ class Collective:
 
     def _wanted(self, sizes: Sizes) -> Sizes:
         """Without what is dropped."""
-        return Sizes(sizes.start, tuple(self._kept(each, "pairs") for each in sizes.made if not self._dropped(each.table)))
+        made = [each._replace(pairs=self._kept(each.pairs)) for each in sizes.made if not self._dropped(each.table)]
+        return Sizes(sizes.start, tuple(made))
 
-    def _kept(self, each: Any, word: str) -> Any:
-        return each._replace(**{word: {other: pairs for other, pairs in getattr(each, word).items() if not self._dropped(other)}})
+    def _kept(self, of: Mapping[str, A]) -> dict[str, A]:
+        return {name: each for name, each in of.items() if not self._dropped(name)}
 
     def _dropped(self, name: str) -> bool:
         return within(name, self._drop)
@@ -147,7 +157,7 @@ class Collective:
         found, failed = None, None
         try:
             found = None if do is None else do()
-        except Exception as error:
+        except BaseException as error:
             failed = error
         texts = self._comm.allgather(None if failed is None else f"{type(failed).__name__}: {failed}")
         if failed is not None:
@@ -159,53 +169,61 @@ class Collective:
 
     # ---- in rank 0
 
-    def _room(self, file: Tables, sizes: Sequence[Sizes]) -> Layout:
+    def _room(self, file: Tables, sizes: Sequence[Sizes], declared: Mapping[str, Any]) -> Layout:
         """Make room for all that was made."""
-        kinds, rows, links = dict[str, Size](), Counter[str](), Counter[Link]()
+        kinds = {name: Size(name, 0, np.dtype(dtype), (), 0, {}) for name, dtype in self._kept(declared).items()}
+        rows, links = Counter(dict.fromkeys(kinds, 0)), Counter[Link]()
         for each in (made for slice in sizes for made in slice.made):
             rows[each.table] += each.rows
             links.update({(other, each.table): pairs for other, pairs in each.pairs.items()})
             if not kinds.setdefault(each.table, each).rows and each.rows:  # whatever empty slices say
                 kinds[each.table] = each
-        with file:
-            first = {name: _more_rows(file, kinds[name], count) for name, count in rows.items()}
-            pairs = {}
-            for (other, name), count in links.items():
-                if other in file:
-                    largest = max(len(file[other]), len(file[name])) - 1
-                    ref, columns = file.reserve_pairs(other, name, count, largest)
-                    start = len(ref) - count
-                    _touch(ref, start)
-                    pairs[other, name] = ref.name, start, columns
-            lengths = {name: len(file[name]) for name in {*rows, *(other for other, _ in pairs)}}
+        before = [file[name].name for name in file] + [file.ref(*link)[0].name for link in file.links()]
+        first, pairs, starts = {}, {}, dict[str, int]()
+        for name, count in rows.items():
+            if name not in file:
+                file.create(name, canonical(kinds[name].dtype), kinds[name].shape)
+            first[name] = starts[file[name].name] = int(file.reserve(name, count).start)
+        for (other, name), count in links.items():
+            ref, columns = file.reserve_pairs(other, name, count, max(len(file[other]), len(file[name])) - 1)
+            start = len(ref) - count
+            starts.setdefault(ref.name, start)
+            pairs[other, name] = ref.name, start, columns
+        for where, start in starts.items():
+            _check_type(file.file[where])
+            if where in before:
+                _touch(file.file[where], start)
+        lengths = {name: len(file[name]) for name in {*rows, *(other for other, _ in pairs)}}
         return Layout(first, lengths, pairs)
-
-    def _note(self, path: str, layout: Layout) -> None:
-        """Note where the pairs of each row lie."""
-        with Tables(path, "r+") as file:
-            for (other, name), (_, start, _) in layout.pairs.items():
-                file.note(other, name, start)
 
     # ---- in all ranks
 
-    def _fill(self, path: str, layout: Layout, sizes: Sequence[Sizes], slices: Iterator[tuple[Handed, Place]]) -> None:
-        """Write what this rank has. Whatever fails here, it takes part in all calls that need all ranks."""
-        batches = _batches(sizes)
-        failed: Exception | None = None
+    def _fill(self, path: str, layout: Layout, batches: list[int], most: int, slices: Iterator[tuple[Handed, Place]]) -> None:
+        """Write what this rank has. Whatever fails here, it takes part in all calls that need all ranks.
+
+        Args:
+            batches: how many slices are written at once; ``most``: how often the rank writes that has the most.
+        """
+        failed: BaseException | None = None
         with h5py.File(path, "r+", driver="mpio", comm=self._comm) as file:
             data = {name: file[f"{name}/data"] for name in layout.first}
             refs = {link: file[where] for link, (where, _, _) in layout.pairs.items()}
-            for number in range(max(self._comm.allgather(len(batches)))):
+            for number in range(most):
                 pieces: dict[Any, list[tuple[int, Any]]] = {}
                 try:
                     if failed is None and number < len(batches):
                         self._collect(pieces, layout, data, islice(slices, batches[number]))
-                except Exception as error:
+                except BaseException as error:
                     failed, pieces = error, {}
                 for key, dataset in (*data.items(), *refs.items()):
                     try:
-                        _write(dataset, pieces.get(key, []))
-                    except Exception as error:
+                        ready = _prepared(dataset, pieces.get(key, []))
+                    except BaseException as error:
+                        failed, pieces = failed or error, {}
+                        ready = _prepared(dataset, [])
+                    try:
+                        dataset.id.write(*ready)
+                    except BaseException as error:
                         failed, pieces = failed or error, {}
         if failed is not None:
             raise failed
@@ -220,17 +238,18 @@ class Collective:
         """What slices have made, by tables and links, with where it begins there."""
         for handed, place in slices:
             slice, made = _made(handed, self._table)
-            made = tuple(self._kept(each, "links") for each in made if not self._dropped(each.table))
+            made = tuple(each._replace(links=self._kept(each.links)) for each in made if not self._dropped(each.table))
             for each in made:
+                if not len(each.rows):
+                    continue
                 rows = fitted(each.rows, data[each.table].dtype, f"The rows of {each.table!r}")
                 if rows.shape[1:] != data[each.table].shape[1:]:
                     shapes = f"of shape {data[each.table].shape[1:]}, but a slice has made some of shape {rows.shape[1:]}"
                     raise GraphError(f"The rows of {each.table!r} are {shapes}.")
                 pieces.setdefault(each.table, []).append((place.rows[each.table], rows))
             for link, pairs in pairs_of(slice, made, place.rows):
-                if link in layout.pairs:
-                    found = checked_pairs(pairs, *link, layout.rows)[:, layout.pairs[link][2]]
-                    pieces.setdefault(link, []).append((place.pairs[link], found))
+                found = checked_pairs(pairs, *link, layout.rows)[:, layout.pairs[link][2]]
+                pieces.setdefault(link, []).append((place.pairs[link], found))
 
 
 def _made(handed: Handed, table: str) -> tuple[Slice, tuple[Made, ...]]:
@@ -261,10 +280,10 @@ def _places(layout: Layout, sizes: Iterable[Sizes], table: str) -> Iterator[Plac
 
 def _batches(sizes: Iterable[Sizes]) -> list[int]:
     """How many slices are written at once."""
-    found, held = list[int](), BYTES
+    found, held = list[int](), 0
     for slice in sizes:
         size = sum(made.bytes + 16 * sum(made.pairs.values()) for made in slice.made)
-        if held + size > BYTES:
+        if not found or held + size > BYTES or found[-1] >= MOST:
             found.append(0)
             held = 0
         found[-1] += 1
@@ -272,27 +291,27 @@ def _batches(sizes: Iterable[Sizes]) -> list[int]:
     return found
 
 
-def _more_rows(file: Tables, kind: Size, rows: int) -> int:
-    """A table with so many more rows -> the first of them."""
-    if kind.table not in file:
-        file.create(kind.table, kind.dtype, kind.shape)
-    start = file.reserve(kind.table, rows).start
-    _touch(file[kind.table], start)
-    return int(start)
+def _check_type(dataset: Any) -> None:
+    """A GraphError for a table whose rows are not in memory what they are in the file: no parallel HDF5 writes those."""
+    if dataset.dtype.hasobject or not h5t.py_create(dataset.dtype, logical=True).equal(dataset.id.get_type()):
+        raise GraphError(
+            f"The rows of {dataset.name!r} are of a type that the file has and NumPy has not, and that ranks can't write "
+            'together. Write `driver="sec2"`, and rank 0 writes.'
+        )
 
 
 def _touch(dataset: Any, start: int) -> None:
-    """Have all chunks from a row on in the file, if some before it are."""
-    if dataset.chunks is not None and start and start < len(dataset):
+    """Have all chunks from a row on in the file."""
+    if dataset.chunks is not None:
         step = dataset.chunks[0]
         nothing = np.zeros((1, *dataset.shape[1:]), dataset.dtype)
-        for chunk in range(start // step, -(-len(dataset) // step)):
+        for chunk in range(start // step, -(-len(dataset) // step) if start < len(dataset) else 0):
             row = max(start, chunk * step)
             dataset[row : row + 1] = nothing
 
 
-def _write(dataset: Any, pieces: Sequence[tuple[int, Any]]) -> None:
-    """Write rows to some places, in order, together with all other ranks; none where a rank has none."""
+def _prepared(dataset: Any, pieces: Sequence[tuple[int, Any]]) -> tuple[Any, ...]:
+    """With what rows are written to some places, in order, together with all other ranks; none where a rank has none."""
     space = dataset.id.get_space()
     space.select_none()
     none = np.empty((0, *dataset.shape[1:]), dataset.dtype)
@@ -305,4 +324,4 @@ def _write(dataset: Any, pieces: Sequence[tuple[int, Any]]) -> None:
         memory.select_none()
     way = h5p.create(h5p.DATASET_XFER)
     way.set_dxpl_mpio(h5fd.MPIO_COLLECTIVE)
-    dataset.id.write(memory, space, rows, dataset.id.get_type(), way)
+    return memory, space, rows, dataset.id.get_type(), way

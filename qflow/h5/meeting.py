@@ -5,8 +5,9 @@
     out.h5.journal-1-of-3    what the slices of rank 1 have given; rank 0 follows it, and writes the slices of all in their order
 
 Rank r of R has slices r, r + R, r + 2R ... Nothing but a file system that all ranks see is needed, so it is the same for each
-launcher. Whoever has a journal open holds its lock: that of a rank that is gone is free, and nobody waits for it. What an earlier
-run has said counts for nothing: rank 0 holds a second lock as soon as it has said its own.
+launcher; where all ranks write together (`collective`), rank 0 says when all slices are there. Whoever has a journal open holds
+its lock: that of a rank that is gone is free, and nobody waits for it. What an earlier run has said counts for nothing: rank 0
+holds a second lock as soon as it has said its own.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from glob import escape, glob
+from itertools import islice
 from typing import Any, TypeVar, final
 
-from qflow.errors import InternalError, ResourceError
+from qflow.errors import GraphError, InternalError, ResourceError
 from qflow.graph.ranks import Rank
 from qflow.h5 import journal as journals
 from qflow.h5.journal import Handed, Journal
@@ -53,12 +55,12 @@ class Meeting:
         """The path of a rank's journal."""
         return f"{self.output}.journal" + (f"-{index}-of-{self.rank.count}" if index else "")
 
-    def begin(self, journal: Journal, seed: int) -> int:
-        """Rank 0 says which run this is, and its seed, which the others learn."""
+    def begin(self, journal: Journal, seed: int, together: bool = False) -> int:
+        """Rank 0 says which run this is, and its seed, which the others learn; and whether all ranks write together."""
         if self.alone:
             return seed
         if self.rank.index == 0:
-            self._say({"run": self.id, "seed": seed})
+            self._say({"run": self.id, "seed": seed, "together": together})
             journal.say()
             return seed
         begun = time.monotonic()
@@ -71,6 +73,11 @@ class Meeting:
             time.sleep(PAUSE)
         if "failed" in said:
             raise ResourceError(f"Rank 0, which writes {self.output!r}, has failed: {said['failed']}")
+        if said.get("together", False) != together:
+            raise GraphError(
+                f"Rank 0 writes {'with' if said.get('together') else 'for'} all ranks, which rank {self.rank} does not expect. "
+                "Give all ranks the same `driver`, and the numbers that MPI gives them."
+            )
         self.id = said["run"]
         return int(said["seed"])
 
@@ -80,13 +87,20 @@ class Meeting:
         yield from alternate([own, *others])
 
     def gathered(self) -> None:
-        """Wait until all ranks have what their slices give."""
+        """Tell, or wait until it is told, that all ranks have what their slices give."""
         if self.rank.index:
             self.end("gathered")
-            return
-        for index in range(1, self.rank.count):
-            journals.ended(self.journal(index), self.id, PAUSE, PATIENCE)
-        self._say({"run": self.id, "seed": 0, "gathered": True})
+        else:
+            self._say({"run": self.id, "seed": 0, "gathered": True})
+
+    def watched(self, own: Iterator[Handed]) -> Iterator[Handed]:
+        """What the slices of this rank have given; in rank 0 until all others are there, too, or one of them has failed."""
+        others = [
+            journals.noted(self.journal(index), self.id, PAUSE, PATIENCE)
+            for index in range(1, self.rank.count if self.rank.index == 0 else 0)
+        ]
+        feeds: list[Iterator[Any]] = [own, *others]
+        return islice(alternate(feeds), 0, None, len(feeds))
 
     def own(self) -> Iterator[Handed]:
         """What the slices of this rank have given, once more."""
@@ -94,12 +108,16 @@ class Meeting:
 
     def end(self, word: str = "") -> None:
         """In the other ranks: wait until the output is complete, or rank 0 says a word."""
-        while (said := self._read()) is not None and word not in said:
+        while (said := self._read()) is not None:
             if said["run"] == self.id and "failed" in said:
                 raise ResourceError(f"Rank 0, which writes {self.output!r}, has failed: {said['failed']}")
             if said["run"] != self.id or (self._said() is None and self._read() == said):
                 raise ResourceError(f"Rank 0, which writes {self.output!r}, is gone.")
+            if word in said:
+                return
             time.sleep(PAUSE)
+        if word:
+            raise ResourceError(f"Rank 0, which writes {self.output!r}, is gone.")
 
     def complete(self) -> None:
         """In rank 0: the output is there."""

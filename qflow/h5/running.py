@@ -45,7 +45,7 @@ DRIVERS = (None, "mpio", "sec2")
 
 
 class Summary(NamedTuple):
-    """What a run has done: slices, of all ranks in rank 0, else of this one; rows that rank 0 appended, by tables."""
+    """What a run has done: slices, of all ranks in rank 0, else of this one; in rank 0 rows that were appended, by tables."""
 
     output: str
     slices: int
@@ -88,7 +88,8 @@ def run(
 
     Functions work in ``n`` processes; one process, this one, writes, in the order of the slices: the output is the same for any
     number of workers. Its name is there when it is complete. After an interruption, whatever it was, ``resume=True`` goes on
-    behind the last complete slice. Holds: the slices at work, and 4 MiB of rows to be written.
+    behind the last complete slice. Holds: the slices at work, and 4 MiB of rows to be written; ranks that write together hold
+    32 MiB each, and 3 KB for each slice.
 
     Args:
         flow: `rows`, then functions, `need`, `append`, `stage`. Functions with marks have workers of their own.
@@ -104,7 +105,7 @@ def run(
         compression: of new tables; see `Tables`.
         attrs: attributes by the names of groups of the output.
         shard: which of how many ranks this is; what the launcher says when not given (MPI, torchrun, a Slurm step). Rank r of R
-            has slices r, r + R, ...; rank 0 writes, and the output is that of one rank. All see the folder of the output.
+            has slices r, r + R, ...; the output is that of one rank. All see the folder of the output.
             ``(0, 1)`` for a run of this process alone.
         driver: ``"mpio"``: all ranks of an MPI job write, by parallel HDF5, which an h5py that was built with MPI has; not in a
             flow with a `stage`, which sees all slices in one process. ``"sec2"``: rank 0 writes. The first where it can be,
@@ -189,7 +190,7 @@ class _Job:
             return None
         comm = communicator(self.rank)
         if comm is None:
-            why = "this is no rank of an MPI job, or h5py was built without MPI (the README says how to build it)"
+            why = f"this is not rank {self.rank} of an MPI job, or h5py was built without MPI (the README says how to build it)"
         elif self.behind:
             why = "`h5.stage` sees all slices in one process"
         else:
@@ -268,9 +269,9 @@ class _Job:
             meeting.clear()
         if state is None:
             seed = self.options.get("seed")
-            found = meeting.begin(journal, drawn_seed() if seed is None else seed)
+            found = meeting.begin(journal, drawn_seed() if seed is None else seed, self.comm is not None)
             return {**self.options, "seed": Drawn(found) if seed is None else seed}
-        found = meeting.begin(journal, state["seed"])
+        found = meeting.begin(journal, state["seed"], self.comm is not None)
         if found != state["seed"]:  # rank 0 had nothing to go on with, and begins anew; so do the others
             journal.slices = 0
             return {**self.options, "seed": Drawn(found) if self.options.get("seed") is None else found}
@@ -293,22 +294,22 @@ class _Job:
 
     def _together(self, own: Iterator[Handed], meeting: Meeting, attrs: Mapping[str, Mapping[str, Any]]) -> Summary:
         """Write with all ranks at the same time what their slices give."""
-        sizes = [Sizes.of(handed, self.head.table) for handed in own]
-        meeting.gathered()
+        declared = {part.table: part.dtype for part in self.parts if isinstance(part, Append) and part.dtype is not None}
         collective = Collective(self.comm, self.head.table, self.drop)
-        path = f"{self.output}.partial"
+        with contextlib.ExitStack() as stack:
+            partial = f"{self.output}.partial"
+            if self.rank.index == 0:
+                stack.enter_context(self._partial())
+                with self._opened(partial) as file:
+                    self._say(file, attrs)
+            sizes = [Sizes.of(handed, self.head.table) for handed in meeting.watched(own)]
+            meeting.gathered()
+            slices, rows = collective.write(partial, sizes, meeting.own(), declared, self.compression)
+            if self.rank.index == 0:
+                self._name(partial)
         if self.rank.index:
-            collective.write(path, sizes, meeting.own(), lambda: self._opened(path))
             meeting.end()
             return Summary(self.output, len(sizes), {})
-        with self._partial() as partial:
-            slices, rows = collective.write(partial, sizes, meeting.own(), lambda: self._opened(partial))
-            with Tables(partial, "r+", drop=self.drop) as file:
-                self._say(file, attrs)
-                for part in self.parts:
-                    if isinstance(part, Append) and part.dtype is not None and part.table not in file:
-                        file.create(part.table, part.dtype)
-            self._name(partial)
         meeting.complete()
         return Summary(self.output, slices, rows)
 

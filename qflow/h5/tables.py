@@ -233,7 +233,7 @@ class Tables:
     def reserve_pairs(self, parent: str, child: str, pairs: int, largest: int) -> tuple[Any, list[int]]:
         """Append so many pairs that are not yet written -> a `h5py.Dataset`, and how columns as in `link` stand in it.
 
-        ``largest``: the number of a row. `note` at last.
+        ``largest``: the largest number of a row that one of them may have. `note` at last.
         """
         ref, columns = self._made(parent, child)
         if ref.dtype.itemsize < WIDE.itemsize and largest > np.iinfo(ref.dtype).max:

@@ -91,12 +91,21 @@ class Writer:
         if not some:
             self._empty.setdefault(name, parts[0])
             return len(self.file[name]) if name in self.file else 0
-        dtype = self.file[name].dtype if name in self.file else some[0].dtype
+        dtype = self.file[name].dtype if name in self.file else canonical(some[0].dtype)
         shape = self.file[name].shape[1:] if name in self.file else some[0].shape[1:]
         if other := next((rows.shape[1:] for rows in some if rows.shape[1:] != shape), None):
             raise GraphError(f"The rows of {name!r} are of shape {shape}, but a slice has made some of shape {other}.")
         same = [fitted(rows, dtype, f"The rows of {name!r}") for rows in some]
         return int(self.file.append(name, same[0] if len(same) == 1 else np.concatenate(same)).start)
+
+
+def canonical(dtype: Any) -> Any:
+    """The type of a new table: a row's, in this machine's order of bytes and without gaps.
+
+    >>> canonical(np.dtype(">i2")), canonical(np.zeros(1, "i4, f8, f4")[["f0", "f2"]].dtype).itemsize
+    (dtype('int16'), 8)
+    """
+    return np.result_type(dtype)
 
 
 def made_by(slice: Slice, made: tuple[Made, ...]) -> tuple[Made, ...]:
