@@ -76,6 +76,8 @@ from test_replay import first_try, kill
 import qflow as qf
 from qflow.engines.processes import Processes
 from qflow.graph.row import NO_ITEM
+from qflow.runtime.crew import Crew
+from qflow.runtime.supervisor import Supervisor
 
 
 def script(text, *, seconds=40, **options):
@@ -190,6 +192,7 @@ ERRORS = {
 @pytest.mark.parametrize("case", ERRORS)
 def test_U2_U3_U4_U8_U9_any_exception_is_reported_and_only_its_item_fails(case):
     make, kind, text = ERRORS[case]
+    assert qf.run(qf.process(abs), [0]).close() is None  # what workers import has been read from the disk
     began = time.monotonic()
     values, failure = one_failure(qf.process(n=2)(fails_at(3, make)))
     assert time.monotonic() - began < 2  # one of 100 MB is pickled and thrown away, on a busy machine
@@ -673,9 +676,9 @@ def test_W13_when_the_process_that_starts_workers_is_killed_another_one_does():
 # ---- C: consumers
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def endless():
-    """A warm pipe that many tests share."""
+    """A warm pipe of this test alone: workers that are replaced, as when the machine stands still, would be left over."""
     with bounded() as pipe:
         list(pipe(range(3)))
         yield pipe
@@ -822,6 +825,21 @@ def test_C7_a_run_may_be_collected_in_any_thread(endless):
             thread.join()
         del threads
     assert [x for _, x in endless(range(4))] == list(range(4))
+
+
+def test_C7_workers_stay_although_their_program_stands_still_while_a_run_is_left(endless, monkeypatch):
+    """As in a garbage collection of millions of objects: nobody here can hear that the workers rest."""
+    workers = {pid for pid, _ in endless(range(200))}
+    stand_still = ctypes.PyDLL(None).usleep  # a PyDLL keeps the lock of the interpreter
+    stands, unheard, wait, heard = [], [], Crew.wait, Supervisor.all_rest.fget
+    monkeypatch.setattr(Crew, "wait", lambda *args: stand_still(stands.pop()) if stands else wait(*args))
+    monkeypatch.setattr(Supervisor, "all_rest", property(lambda its: heard(its) and not (unheard and unheard.pop())))
+    run = endless(itertools.count())
+    next(run)
+    stands.append(600_000)
+    unheard.extend([True] * 4)
+    run.close()
+    assert {pid for pid, _ in endless(range(200))} == workers
 
 
 ITERATING = """

@@ -37,7 +37,9 @@ class Warm:
         """A crew at rest that fits the plan, else a new one."""
         key = key_of(plan, ordered), source_files(plan), start
         with self._changed:
-            self._changed.wait_for(lambda: not self._stopping, 2)
+            for _ in range(20):  # not once 2 seconds, which may pass while this process stands still
+                if self._changed.wait_for(lambda: not self._stopping, 0.1):
+                    break
             crew, self._resting = self._resting, None
         if crew is not None and (crew.key, crew.modules, crew.start_method) == key and crew.sound:
             return crew
