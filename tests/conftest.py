@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import tempfile
@@ -30,6 +31,12 @@ if start := os.environ.get("QFLOW_TEST_START"):  # by `test_starts`: all tests w
     processes.Processes.__init__.__kwdefaults__["start"] = start
 
 collect_ignore_glob = ["typing/*"]  # samples for the type checkers, wrong on purpose
+
+
+def pytest_collection_finish() -> None:
+    """What all tests have imported stays: no garbage collection looks at it again, of which each test needs one or two."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
