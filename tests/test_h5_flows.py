@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
 
@@ -1090,6 +1091,22 @@ def test_nobody_waits_for_ever_for_a_rank_that_does_not_come(events, tmp_path, m
     with pytest.raises(ResourceError, match="has not begun within"):
         h5.run(ids | h5.append("a"), events, tmp_path / "out.h5", shard=(index, 2), engine="serial")
     assert not (tmp_path / "out.h5").exists()
+
+
+def test_rank_0_hears_of_a_rank_that_fails_before_its_first_slice(events, tmp_path):
+    def run(index, **options):
+        return h5.run(ids | h5.append("a"), events, tmp_path / "out.h5", shard=(index, 2), **options)
+
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(run, 0, engine="serial")
+        with pytest.raises(GraphError, match="engine"):
+            run(1, engine="seriel")
+        with pytest.raises(ResourceError, match="Another rank has failed: GraphError"):
+            first.result(timeout=60)
+        again = [threads.submit(run, index, engine="serial", resume=True) for index in range(2)]
+        whole, part = [each.result(timeout=60).slices for each in again]
+    assert whole > part
+    assert sorted(os.listdir(tmp_path)) == ["in.h5", "out.h5"]
 
 
 def test_runs_of_other_numbers_of_ranks_do_not_write_one_output_at_once(events, tmp_path):

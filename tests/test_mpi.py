@@ -69,13 +69,21 @@ def odd(size=90, last=300):
     late = flow | (lambda hits: qf.SKIP if hits[0] < last else hits * 1) | h5.append("late", refs="1:1", dtype="f4")
     return late | (lambda hits: hits[:0].reshape(0, 1)) | h5.append("none", dtype="i2")
 
-FLOWS = {"odd": odd, "few": lambda: odd(size=600), "late": lambda: odd(last=2000)}
+def crossed():
+    def pairs(hits):
+        here = np.arange(len(hits))
+        return np.stack([here, here], axis=1)
+
+    one = h5.rows("hits", size=90) | (lambda hits: h5.linked(hits * 1, {"more": pairs(hits)})) | h5.append("new", refs={"more": "pairs"})
+    return one | (lambda hits: h5.linked(hits * 1, {"new": pairs(hits)})) | h5.append("more", refs={"new": "pairs"})
+
+FLOWS = {"odd": odd, "crossed": crossed, "few": lambda: odd(size=600), "late": lambda: odd(last=2000)}
 
 if __name__ == "__main__":
     flow = next((FLOWS[word] for word in sys.argv if word in FLOWS), flow)
     os.environ["PARENT"] = str(os.getpid())
     os.environ["RANK_OF"] = os.environ.get("OMPI_COMM_WORLD_RANK", "0")
-    print(h5.run(flow(), None if "append" in sys.argv else sys.argv[1], sys.argv[2], n=2, seed=4, driver="mpio",
+    print(h5.run(flow(), None if "append" in sys.argv else sys.argv[1], sys.argv[2], n=2, seed=4, driver=None if "any" in sys.argv else "mpio",
         compression="gzip" if "gzip" in sys.argv else None, exists="append" if "append" in sys.argv else "refuse",
         resume="resume" in sys.argv, drop=["parts"] if "drop" in sys.argv else []))
 """
@@ -157,6 +165,17 @@ def test_what_fails_while_all_write_is_told_to_all(inputs):
     assert code
     assert "The rows of 'clusters' are of shape (3,), but a slice has made some of shape (2,)" in text
     assert not (inputs / "out.h5").exists()
+
+
+@with_mpi
+def test_links_in_both_directions_are_written_by_rank_0(inputs):
+    with h5.Tables(inputs / "in.h5", "a") as file:
+        file.append("more", np.arange(5.0))
+    code, text = ranks(inputs, 2, "out.h5", "crossed")
+    assert code
+    assert "the flow links 'more' and 'new' twice, in both directions. Leave it out, and rank 0 writes" in text
+    assert ranks(inputs, 2, "out.h5", "crossed", "any")[0] == ranks(inputs, 1, "one.h5", "crossed")[0] == 0
+    assert content(inputs / "out.h5") == content(inputs / "one.h5")
 
 
 @pytest.mark.parametrize(("driver", "said"), [("mpio", "this is not rank 0 of 2 of an MPI job"), ("core", "'mpio', 'sec2'")])

@@ -15,9 +15,11 @@ none: where some are there before, rank 0 makes the new ones. (HDF5 1.10.8 waits
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from sys import intern
 from typing import Any, NamedTuple, TypeVar, final
 
 import h5py  # type: ignore[import-untyped]
@@ -33,6 +35,8 @@ from qflow.h5.tables import Tables, checked_pairs, fitted, within
 from qflow.h5.writer import MOST, canonical, made_by, pairs_of
 
 BYTES = 1 << 25  # that a rank writes in one call
+
+_kinds: dict[bytes, tuple[Any, tuple[int, ...]]] = {}
 
 A = TypeVar("A")
 Link = tuple[str, str]
@@ -258,8 +262,10 @@ def _made(handed: Handed, table: str) -> tuple[Slice, tuple[Made, ...]]:
 
 
 def _size(made: Made) -> Size:
-    pairs = {other: len(made.rows if isinstance(found, str) else found) for other, found in made.links.items()}
-    return Size(made.table, len(made.rows), made.rows.dtype, made.rows.shape[1:], made.rows.nbytes, pairs)
+    """There are as many of these as slices, in each rank, so what they have in common is there once."""
+    pairs = {intern(other): len(made.rows if isinstance(found, str) else found) for other, found in made.links.items()}
+    dtype, shape = _kinds.setdefault(pickle.dumps((made.rows.dtype, made.rows.shape[1:])), (made.rows.dtype, made.rows.shape[1:]))
+    return Size(intern(made.table), len(made.rows), dtype, shape, made.rows.nbytes, pairs)
 
 
 def _places(layout: Layout, sizes: Iterable[Sizes], table: str) -> Iterator[Place]:

@@ -1,6 +1,6 @@
 """Files: HDF5 files found, opened and looked into, and what is said when that fails.
 
-Nothing here stays open: `qflow.h5.handles` keeps files open, `length` keeps numbers.
+Nothing here stays open: `qflow.h5.kept` keeps files open, `length` keeps numbers.
 """
 
 from __future__ import annotations

@@ -54,6 +54,7 @@ class Journal:
         self.path = path
         self._file = _locked(path)
         self.slices = 0  # of the run that was interrupted
+        self.begun = False
 
     def begin(self, head: Mapping[str, Any]) -> None:
         """Begin anew.
@@ -64,6 +65,7 @@ class Journal:
         self._file.seek(0)
         self._file.truncate()
         self._write(_head(head), [])
+        self.begun = True
 
     def meet(self, meeting: str) -> None:
         """Change the word ``meeting`` of the head, which has as many letters as before."""

@@ -73,12 +73,12 @@ class Meeting:
             time.sleep(PAUSE)
         if "failed" in said:
             raise ResourceError(f"Rank 0, which writes {self.output!r}, has failed: {said['failed']}")
+        self.id = said["run"]
         if said.get("together", False) != together:
             raise GraphError(
                 f"Rank 0 writes {'with' if said.get('together') else 'for'} all ranks, which rank {self.rank} does not expect. "
                 "Give all ranks the same `driver`, and the numbers that MPI gives them."
             )
-        self.id = said["run"]
         return int(said["seed"])
 
     def all(self, own: Iterator[Handed]) -> Iterator[Handed]:
@@ -127,11 +127,15 @@ class Meeting:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.journal(index))
 
-    def fail(self, error: BaseException) -> None:
-        """In rank 0: tell the others."""
-        if not self.alone and self.rank.index == 0:
-            with contextlib.suppress(OSError):
-                self._say({"run": self.id, "seed": 0, "failed": f"{type(error).__name__}: {error}"})
+    def fail(self, error: BaseException, journal: Journal) -> None:
+        """Tell the others, of whom rank 0 follows this journal once it is of its run."""
+        said = f"{type(error).__name__}: {error}"
+        with contextlib.suppress(OSError):
+            if self.rank.index == 0 and not self.alone:
+                self._say({"run": self.id, "seed": 0, "failed": said})
+            elif self.rank.index and not journal.begun and not journals.begun(journal.path):
+                journal.begin({"meeting": self.id})
+                journal.end(said)
 
     def clear(self) -> None:
         """In rank 0, which holds its lock: what it says counts from now on; journals of other numbers of ranks go."""

@@ -193,6 +193,8 @@ class _Job:
             why = f"this is not rank {self.rank} of an MPI job, or h5py was built without MPI (the README says how to build it)"
         elif self.behind:
             why = "`h5.stage` sees all slices in one process"
+        elif crossed := _crossed(self.head.table, self.parts):
+            why = f"the flow links {crossed[0]!r} and {crossed[1]!r} twice, in both directions"
         else:
             return comm
         if driver is not None:
@@ -252,7 +254,7 @@ class _Job:
         except BaseException as error:
             if own is not None:
                 own.close()
-            meeting.fail(error)
+            meeting.fail(error, journal)
             if begun(path):
                 error.add_note(f"qflow: what its slices have given is kept in {path!r}; `resume=True` goes on behind them.")
             elif self.rank.index == 0:  # that of another one says that it failed
@@ -524,6 +526,12 @@ def _inputs(head: Rows, behind: Iterable[Operator[Any, Any]]) -> frozenset[str]:
     functions = [function for each in behind for part in each.inside for function in part.functions]
     made = [Function(head.of)] if callable(head.of) else []
     return frozenset(name for function in (*functions, *made) for name in function.inputs.names)
+
+
+def _crossed(table: str, parts: Iterable[Operator[Any, Any]]) -> tuple[str, str] | None:
+    """Two tables that are linked both ways, so that one dataset holds the references of both; slices are of the table given."""
+    links = {(other or table, part.table) for part in parts if isinstance(part, Append) for other in part.refs}
+    return next((link for link in sorted(links) if link[::-1] in links), None)
 
 
 def _wants_value(behind: Iterable[Operator[Any, Any]], names: Iterable[str]) -> bool:

@@ -7,15 +7,40 @@ and the files are closed when the worker's instance is collected.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from errno import EIO
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from qflow.graph.marks import process
-from qflow.h5.handles import Handle, Handles
+from qflow.h5.files import columns, opened
+from qflow.h5.kept import Kept
 from qflow.h5.planning import Chunk, Part, parts_of
+
+
+class Handle(NamedTuple):
+    """An open file: its datasets by key, and their number of rows."""
+
+    file: Any
+    columns: Mapping[str, Any]
+    rows: int
+
+    def close(self) -> None:
+        """Close it."""
+        self.file.close()
+
+
+def handle(path: str, keys: tuple[str, ...]) -> Handle:
+    """Open a file."""
+    file = opened(path)
+    try:
+        found = columns(file, keys)
+    except BaseException:
+        file.close()
+        raise
+    return Handle(file, found, len(next(iter(found.values()))))
 
 
 @process
@@ -23,7 +48,7 @@ class read:
     """Reads chunks; see `qflow.h5.read`. Named like that function, since a step prints as its class."""
 
     def __init__(self, keys: tuple[str, ...], *, rows: bool = True) -> None:
-        self._keys, self._rows, self._handles = keys, rows, Handles(keys)
+        self._keys, self._rows, self._files = keys, rows, Kept(partial(handle, keys=keys))
 
     def __call__(self, chunk: Chunk) -> Any:
         columns = self._columns(parts_of(chunk))
@@ -47,13 +72,13 @@ class read:
 
     def _open(self, part: Part) -> Handle:
         file, start, stop = part
-        handle = self._handles.open(file)
-        if stop > handle.rows:
+        found = self._files.open(file)
+        if stop > found.rows:
             raise ValueError(
-                f"{file} has {handle.rows} rows, but the chunk asks for rows {start} to {stop}. "
+                f"{file} has {found.rows} rows, but the chunk asks for rows {start} to {stop}. "
                 "Was the file written again? Then plan again with `h5.chunks`."
             )
-        return handle
+        return found
 
 
 def _slice(dataset: Any, part: Part) -> Any:
