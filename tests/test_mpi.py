@@ -70,12 +70,11 @@ def odd(size=90, last=300):
     return late | (lambda hits: hits[:0].reshape(0, 1)) | h5.append("none", dtype="i2")
 
 def crossed():
-    def pairs(hits):
-        here = np.arange(len(hits))
-        return np.stack([here, here], axis=1)
+    def linked(other):
+        return lambda hits: h5.linked(hits * 1, {other: np.stack([0 * hits, np.arange(len(hits))], axis=1).astype(int)})
 
-    one = h5.rows("hits", size=90) | (lambda hits: h5.linked(hits * 1, {"more": pairs(hits)})) | h5.append("new", refs={"more": "pairs"})
-    return one | (lambda hits: h5.linked(hits * 1, {"new": pairs(hits)})) | h5.append("more", refs={"new": "pairs"})
+    flow = h5.rows("hits", size=90) | linked("more") | h5.append("new", refs={"more": "pairs"})
+    return flow | linked("new") | h5.append("more", refs={"new": "pairs"})
 
 FLOWS = {"odd": odd, "crossed": crossed, "few": lambda: odd(size=600), "late": lambda: odd(last=2000)}
 
@@ -83,8 +82,9 @@ if __name__ == "__main__":
     flow = next((FLOWS[word] for word in sys.argv if word in FLOWS), flow)
     os.environ["PARENT"] = str(os.getpid())
     os.environ["RANK_OF"] = os.environ.get("OMPI_COMM_WORLD_RANK", "0")
-    print(h5.run(flow(), None if "append" in sys.argv else sys.argv[1], sys.argv[2], n=2, seed=4, driver=None if "any" in sys.argv else "mpio",
-        compression="gzip" if "gzip" in sys.argv else None, exists="append" if "append" in sys.argv else "refuse",
+    print(h5.run(flow(), None if "append" in sys.argv else sys.argv[1], sys.argv[2], n=2, seed=4,
+        driver=None if "any" in sys.argv else "mpio", compression="gzip" if "gzip" in sys.argv else None,
+        exists="append" if "append" in sys.argv else "refuse",
         resume="resume" in sys.argv, drop=["parts"] if "drop" in sys.argv else []))
 """
 
