@@ -43,6 +43,7 @@ def check(file: Any, rows: dict[str, list[int]], pairs: dict[tuple[str, str], li
     for name, values in rows.items():
         assert file[name, :].tolist() == values
         assert file[name, ::-1].tolist() == values[::-1]
+        assert (f"{name}/ref" in file.file) == any(name in link for link in pairs)
     for (parent, child), each in pairs.items():
         assert file.ref(parent, child)[0][:].tolist() == [list(pair) for pair in each]
         for one, other, column in ((parent, child, 0), (child, parent, 1)):
@@ -106,6 +107,15 @@ def test_the_readme_of_h5flow(path: Path) -> None:
         assert file.ref("d0", "d1")[0][:].tolist() == [[0, 1], [1, 2], [2, 3]]
         assert file["d0", "d1"].tolist() == [[1], [2], [3]]
         assert file["d0", "d1", 1:].tolist() == [[2], [3]]
+
+
+def test_nothing_stays_of_the_references_of_a_table_that_goes(path: Path) -> None:
+    with h5.Tables(path, "w") as file:
+        for name in "AB":
+            file.append(name, np.arange(3))
+        file.link("A", "B", [[0, 1]])
+        file.delete("A")
+        assert [*file.file["B"]] == ["data"]
 
 
 @pytest.fixture

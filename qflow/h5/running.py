@@ -108,8 +108,8 @@ def run(
             has slices r, r + R, ...; the output is that of one rank. All see the folder of the output.
             ``(0, 1)`` for a run of this process alone.
         driver: ``"mpio"``: all ranks of an MPI job write, by parallel HDF5, which an h5py that was built with MPI has; not in a
-            flow with a `stage`, which sees all slices in one process. ``"sec2"``: rank 0 writes. The first where it can be,
-            when not given. The content is the same.
+            flow with a `stage`, which sees all slices in one process, nor where one links two tables both ways. ``"sec2"``:
+            rank 0 writes. The first where it can be, when not given. The content is the same.
         progress: show a bar (``pip install 'qflow[files]'``).
         options: of the run, as ``pipe(xs, ...)`` has them: ``params``, ``seed``, ``engine``.
     Raises:

@@ -369,9 +369,13 @@ class Tables:
         return home[name]
 
     def _remove(self, path: str) -> None:
+        """Remove what is there, and the group of references that has none any more."""
         for file in self._files:
             if path in file:
                 del file[path]
+                refs = path.rpartition("/ref/")[0] + "/ref"
+                if "/ref/" in path and not len(file[refs]):
+                    del file[refs]
 
 
 def checked_pairs(pairs: Any, parent: str, child: str, rows: Mapping[str, int]) -> Any:
