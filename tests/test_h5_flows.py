@@ -187,7 +187,7 @@ def test_references_are_exact_for_any_slices(tmp_path_factory, size, start, stop
 def total(found, rows, nothing):
     """Of each row what is linked with it."""
     numbers = np.ma.asarray(found["id"] if found.dtype.names else found)
-    return numbers.reshape(rows, -1).sum(axis=1).filled(nothing)
+    return numbers.reshape(rows, -1 if rows else 0).sum(axis=1).filled(nothing)
 
 
 def each(text):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -97,13 +98,17 @@ def inputs(tmp_path):
     return tmp_path
 
 
-def ranks(folder, count, output, *words, fatal=""):
-    """A job -> how it ended, and what it said."""
-    environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "FATAL": fatal}
-    start = [MPIEXEC, "--oversubscribe", "-n", str(count)] if count > 1 else []
-    command = [*start, PYTHON if count > 1 else sys.executable, folder / "script.py", folder / "in.h5", folder / output, *words]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=100)
+def job(count, *script, **environment):
+    """A job of so many ranks -> how it ended, and what it said."""
+    environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", **environment}
+    start = [MPIEXEC, "--oversubscribe", "-n", str(count), PYTHON] if count > 1 else [sys.executable]
+    ended = subprocess.run([*start, *script], env=environment, capture_output=True, text=True, check=False, timeout=300)
     return ended.returncode, ended.stdout + ended.stderr
+
+
+def ranks(folder, count, output, *words, fatal=""):
+    """The script above."""
+    return job(count, folder / "script.py", folder / "in.h5", folder / output, *words, FATAL=fatal)
 
 
 def content(path):
@@ -130,6 +135,14 @@ def test_ranks_that_write_together_write_what_one_does(inputs, count, words):
     assert content(inputs / "out.h5") == content(inputs / "one.h5")
     assert "drop" not in words or "parts/data" not in content(inputs / "out.h5")
     assert sorted(os.listdir(inputs)) == ["in.h5", "one.h5", "out.h5", "script.py"]
+
+
+@with_mpi
+@pytest.mark.parametrize(("count", "examples"), [(3, 30), pytest.param(2, 300, marks=slow), pytest.param(5, 300, marks=slow)])
+def test_any_flow_is_written_together_as_by_one(tmp_path, count, examples):
+    code, text = job(count, Path(__file__).with_name("mpi_flows.py"), tmp_path, str(examples))
+    assert code == 0, text
+    assert text.count(f"{examples} examples") == count
 
 
 @with_mpi
