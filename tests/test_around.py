@@ -54,7 +54,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("start", ["forkserver", "spawn"])
+@pytest.mark.parametrize("start", ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("options", OPTIONS)
 def test_S8_the_interpreters_options_change_nothing(options, start):
     done = script(
@@ -80,7 +80,7 @@ class Scaled:
         return self.k * x
 
 
-@pytest.mark.parametrize("start", ["forkserver", "spawn", "fork"])
+@pytest.mark.parametrize("start", ["forkserver", pytest.param("spawn", marks=pytest.mark.slow), "fork"])
 def test_S5_partials_bound_methods_and_c_functions_are_steps(start):
     partial = functools.partial(pow, 2)
     flow = qf.process(partial) | qf.process(n=2)(Scaled(10).times) | qf.process(math.sqrt) | qf.process(str)

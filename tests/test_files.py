@@ -479,7 +479,7 @@ def test_a_run_goes_on_where_it_was(cut: int, tmp_path: Path, engine: str) -> No
 
 
 @pytest.mark.skipif(not possible(), reason="this kernel does not let a process watch its child")
-@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("there", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_an_output_is_whole_or_not_there_wherever_its_writer_is_killed(there: bool, tmp_path: Path) -> None:
     """At each system call of one file's way; afterwards a run makes it whole, and sweeps up."""
     name, out = tmp_path / "a.bin", tmp_path / "out"
@@ -512,7 +512,7 @@ def _slowly(path: str, data: bytes) -> None:
 
 
 @pytest.mark.skipif(not possible(), reason="this kernel does not let a process watch its child")
-@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("there", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_folder_is_whole_or_not_there_wherever_its_writer_is_killed(there: bool, tmp_path: Path) -> None:
     name, out = tmp_path / "a", tmp_path / "out"
     name.write_bytes(b"new")

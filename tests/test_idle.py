@@ -88,7 +88,12 @@ def source_is_stuck(pipe):
         go.set()
 
 
-STATES = [consumer_waits, queues_are_full, pipe_is_warm, source_is_stuck]
+STATES = [
+    consumer_waits,
+    pytest.param(queues_are_full, marks=pytest.mark.slow),
+    pipe_is_warm,
+    pytest.param(source_is_stuck, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("timeout", [None, pytest.param(60, marks=pytest.mark.slow)])

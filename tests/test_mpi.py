@@ -125,7 +125,13 @@ def content(path):
 
 @with_mpi
 @pytest.mark.parametrize(
-    ("count", "words"), [(2, []), pytest.param(3, [], marks=slow), pytest.param(2, ["gzip"], marks=slow), (3, ["gzip", "drop"])]
+    ("count", "words"),
+    [
+        pytest.param(2, [], marks=slow),
+        pytest.param(3, [], marks=slow),
+        pytest.param(2, ["gzip"], marks=slow),
+        (3, ["gzip", "drop"]),
+    ],
 )
 def test_ranks_that_write_together_write_what_one_does(inputs, count, words):
     assert ranks(inputs, 1, "one.h5", *words)[0] == 0

@@ -91,8 +91,14 @@ def much(x):
 LEAVING = {leave_by_break: 4, leave_by_error: 3, leave_by_next: 1, leave_at_once: 0}  # and how many values they take
 
 
-@pytest.mark.parametrize("leave", LEAVING, ids=lambda leave: leave.__name__)
-@pytest.mark.parametrize("stuck", [*STUCK, None], ids=lambda how: how.__name__ if how else "busy")
+WAYS = [
+    pytest.param(leave, stuck, marks=[pytest.mark.slow] if stuck and leave is not leave_by_break else [])
+    for leave in LEAVING
+    for stuck in (*STUCK, None)
+]
+
+
+@pytest.mark.parametrize(("leave", "stuck"), WAYS, ids=lambda how: how.__name__ if how else "busy")
 def test_C1_a_run_that_is_left_is_at_rest_within_a_second(leave, stuck, tmp_path):
     first = LEAVING[leave]
 
