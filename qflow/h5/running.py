@@ -89,7 +89,7 @@ def run(
     Functions work in ``n`` processes; one process, this one, writes, in the order of the slices: the output is the same for any
     number of workers. Its name is there when it is complete. After an interruption, whatever it was, ``resume=True`` goes on
     behind the last complete slice. Holds: the slices at work, and 4 MiB of rows to be written; ranks that write together hold
-    32 MiB each, and 3 KB for each slice.
+    32 MiB each, and 2 KB for each slice.
 
     Args:
         flow: `rows`, then functions, `need`, `append`, `stage`. Functions with marks have workers of their own.
