@@ -1,6 +1,6 @@
 """Random flows over tables in an MPI job: what all ranks write together beside what one of them writes alone.
 
-mpiexec -n R python mpi_flows.py FOLDER EXAMPLES      (`test_mpi` starts it)
+mpiexec -n R python -m mpi4py mpi_flows.py FOLDER EXAMPLES      (`test_mpi` starts it)
 """
 
 from __future__ import annotations

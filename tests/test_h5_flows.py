@@ -1093,18 +1093,32 @@ def test_nobody_waits_for_ever_for_a_rank_that_does_not_come(events, tmp_path, m
     assert not (tmp_path / "out.h5").exists()
 
 
-def test_rank_0_hears_of_a_rank_that_fails_before_its_first_slice(events, tmp_path):
-    def run(index, **options):
-        return h5.run(ids | h5.append("a"), events, tmp_path / "out.h5", shard=(index, 2), **options)
+@pytest.mark.parametrize("before", [False, True], ids=["first", "interrupted"])
+def test_rank_0_hears_of_a_rank_that_fails_before_its_first_slice(events, tmp_path, monkeypatch, before):
+    monkeypatch.setattr(h5.meeting, "PATIENCE", 20)
+
+    def run(index, function=lambda hits: hits["id"], **options):
+        flow = h5.rows("hits", size=90) | function | h5.append("a")
+        return h5.run(flow, events, tmp_path / "out.h5", shard=(index, 2), **{"engine": "serial", **options})
+
+    def broken(hits):
+        if hits["id"][0] >= 500:
+            raise RuntimeError("broken")
+        return hits["id"]
 
     with ThreadPoolExecutor() as threads:
-        first = threads.submit(run, 0, engine="serial")
-        with pytest.raises(GraphError, match="engine"):
-            run(1, engine="seriel")
+        for each in [threads.submit(run, index, broken) for index in range(2)] if before else ():
+            with pytest.raises((RuntimeError, ResourceError)):
+                each.result()
+        first = threads.submit(run, 0, exists="overwrite")
+        while not (tmp_path / "out.h5.ranks").exists() or b"failed" in (tmp_path / "out.h5.ranks").read_bytes():
+            assert not first.done()
+        with pytest.raises(GraphError, match="engine" if not before else "interrupted"):
+            run(1, **({} if before else {"engine": "seriel"}))
         with pytest.raises(ResourceError, match="Another rank has failed: GraphError"):
-            first.result(timeout=60)
-        again = [threads.submit(run, index, engine="serial", resume=True) for index in range(2)]
-        whole, part = [each.result(timeout=60).slices for each in again]
+            first.result()
+        again = [threads.submit(run, index, exists="overwrite") for index in range(2)]
+        whole, part = [each.result().slices for each in again]
     assert whole > part
     assert sorted(os.listdir(tmp_path)) == ["in.h5", "out.h5"]
 

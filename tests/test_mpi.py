@@ -98,11 +98,11 @@ def inputs(tmp_path):
     return tmp_path
 
 
-def job(count, *script, **environment):
+def job(count, *script, seconds=100, **environment):
     """A job of so many ranks -> how it ended, and what it said."""
     environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", **environment}
     start = [MPIEXEC, "--oversubscribe", "-n", str(count), PYTHON] if count > 1 else [sys.executable]
-    ended = subprocess.run([*start, *script], env=environment, capture_output=True, text=True, check=False, timeout=300)
+    ended = subprocess.run([*start, *script], env=environment, capture_output=True, text=True, check=False, timeout=seconds)
     return ended.returncode, ended.stdout + ended.stderr
 
 
@@ -131,6 +131,9 @@ def content(path):
         pytest.param(3, [], marks=slow),
         pytest.param(2, ["gzip"], marks=slow),
         (3, ["gzip", "drop"]),
+        (2, ["odd", "gzip"]),
+        pytest.param(3, ["few"], marks=slow),
+        pytest.param(2, ["late"], marks=slow),
     ],
 )
 def test_ranks_that_write_together_write_what_one_does(inputs, count, words):
@@ -146,7 +149,8 @@ def test_ranks_that_write_together_write_what_one_does(inputs, count, words):
 @with_mpi
 @pytest.mark.parametrize(("count", "examples"), [(3, 30), pytest.param(2, 300, marks=slow), pytest.param(5, 300, marks=slow)])
 def test_any_flow_is_written_together_as_by_one(tmp_path, count, examples):
-    code, text = job(count, Path(__file__).with_name("mpi_flows.py"), tmp_path, str(examples))
+    script = Path(__file__).with_name("mpi_flows.py")
+    code, text = job(count, "-m", "mpi4py", script, tmp_path, str(examples), seconds=100 + examples)  # ends all if one fails
     assert code == 0, text
     assert text.count(f"{examples} examples") == count
 

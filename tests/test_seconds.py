@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import statistics
+import sys
 import threading
 import time
 
@@ -39,6 +40,17 @@ def workers_of(pipe):
     warm = warm_of(pipe)
     crews = [session.crew for session in warm.sessions] or [warm._resting]
     return [member.child.pid for crew in crews for member in crew.members.values()]
+
+
+class SlowTerminal:
+    """As one over a network."""
+
+    def write(self, text):
+        time.sleep(0.01)
+        return len(text)
+
+    def flush(self):
+        pass
 
 
 # ---- runs that are left
@@ -121,6 +133,25 @@ def test_C1_a_run_that_is_left_is_at_rest_within_a_second(leave, stuck, tmp_path
         assert rests(pipe) - began < SECOND
         assert ends.last() - began < SECOND
         assert [x for _, x in pipe(range(first))] == list(range(first))
+
+
+def test_C1_also_where_a_stuck_worker_prints_and_printing_is_slow(monkeypatch, tmp_path):
+    def prints(x):
+        while x:
+            print(x)
+            time.sleep(0.006)  # less than it takes to show it
+            tmp_path.joinpath("begun").touch()
+        return x
+
+    with qf.Flow(qf.process(prints)) as pipe:
+        monkeypatch.setattr(sys, "stdout", SlowTerminal())
+        run = pipe(range(9))
+        assert next(run) == 0
+        while not tmp_path.joinpath("begun").exists():
+            time.sleep(0.001)
+        began = time.monotonic()
+        run.close()
+        assert time.monotonic() - began < 4 * SECOND  # and shows what was printed
 
 
 LEFT = {

@@ -111,10 +111,13 @@ def test_the_readme_of_h5flow(path: Path) -> None:
 
 def test_nothing_stays_of_the_references_of_a_table_that_goes(path: Path) -> None:
     with h5.Tables(path, "w") as file:
-        for name in "AB":
+        for name in ("A", "B", "group/C"):
             file.append(name, np.arange(3))
-        file.link("A", "B", [[0, 1]])
+        for other in ("A", "group/C"):
+            file.link("B", other, [[0, 1]])
         file.delete("A")
+        assert [*file.file["B/ref"]] == ["group"]
+        file.delete("group/C")
         assert [*file.file["B"]] == ["data"]
 
 

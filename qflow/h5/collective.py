@@ -36,7 +36,7 @@ from qflow.h5.writer import MOST, canonical, made_by, pairs_of
 
 BYTES = 1 << 25  # that a rank writes in one call
 
-_kinds: dict[bytes, tuple[Any, tuple[int, ...]]] = {}
+_kinds: dict[bytes, tuple[Any, tuple[int, ...]]] = {}  # types and shapes of rows that slices of this process have had
 
 A = TypeVar("A")
 Link = tuple[str, str]
@@ -147,6 +147,8 @@ class Collective:
 
     def _wanted(self, sizes: Sizes) -> Sizes:
         """Without what is dropped."""
+        if not self._drop:
+            return sizes
         made = [each._replace(pairs=self._kept(each.pairs)) for each in sizes.made if not self._dropped(each.table)]
         return Sizes(sizes.start, tuple(made))
 
@@ -264,8 +266,9 @@ def _made(handed: Handed, table: str) -> tuple[Slice, tuple[Made, ...]]:
 def _size(made: Made) -> Size:
     """There are as many of these as slices, in each rank, so what they have in common is there once."""
     pairs = {intern(other): len(made.rows if isinstance(found, str) else found) for other, found in made.links.items()}
-    dtype, shape = _kinds.setdefault(pickle.dumps((made.rows.dtype, made.rows.shape[1:])), (made.rows.dtype, made.rows.shape[1:]))
-    return Size(intern(made.table), len(made.rows), dtype, shape, made.rows.nbytes, pairs)
+    kind = made.rows.dtype, made.rows.shape[1:]
+    kind = _kinds.setdefault(pickle.dumps(kind), kind)  # as bytes, for types of other metadata are equal
+    return Size(intern(made.table), len(made.rows), *kind, made.rows.nbytes, pairs)
 
 
 def _places(layout: Layout, sizes: Iterable[Sizes], table: str) -> Iterator[Place]:

@@ -54,7 +54,7 @@ class Journal:
         self.path = path
         self._file = _locked(path)
         self.slices = 0  # of the run that was interrupted
-        self.begun = False
+        self._anew = False
 
     def begin(self, head: Mapping[str, Any]) -> None:
         """Begin anew.
@@ -65,7 +65,7 @@ class Journal:
         self._file.seek(0)
         self._file.truncate()
         self._write(_head(head), [])
-        self.begun = True
+        self._anew = True
 
     def meet(self, meeting: str) -> None:
         """Change the word ``meeting`` of the head, which has as many letters as before."""
@@ -93,11 +93,7 @@ class Journal:
                     'Go on with what it was begun with, or begin anew by `exists="overwrite"`.'
                 )
         place = self._file.tell()
-        while (found := _frame(self._file)) is not None and END not in json.loads(found[0]):
-            self.slices += 1
-        if found is not None:
-            self._file.seek(-(_FRAME.size + len(found[0])), os.SEEK_CUR)
-        self._file.truncate()
+        self.slices = self._to_end()
         self._file.seek(place)
         return dict(there["state"])
 
@@ -117,6 +113,19 @@ class Journal:
         """There are no more slices, or they failed."""
         self._write(json.dumps({END: failed}).encode(), [])
 
+    def refuse(self, meeting: str, failed: str) -> None:
+        """Tell the others of a meeting, which may not have been begun here, that this rank has failed; slices stay."""
+        if self._anew:
+            return
+        if begun(self.path):
+            self._file.seek(0)
+            _frame(self._file)
+            self._to_end()
+            self.meet(meeting)
+        else:
+            self.begin({"meeting": meeting})
+        self.end(failed)
+
     def say(self) -> None:
         """From now on others see that it was said what this run is."""
         fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, _lock(SAID))
@@ -124,6 +133,16 @@ class Journal:
     def close(self) -> None:
         """Let another run write the output."""
         self._file.close()
+
+    def _to_end(self) -> int:
+        """Go behind the last whole slice; what is there goes -> how many slices were passed."""
+        count = 0
+        while (found := _frame(self._file)) is not None and END not in json.loads(found[0]):
+            count += 1
+        if found is not None:
+            self._file.seek(-(_FRAME.size + len(found[0])), os.SEEK_CUR)
+        self._file.truncate()
+        return count
 
     def _write(self, header: bytes, arrays: list[Any]) -> None:
         parts: list[Any] = [

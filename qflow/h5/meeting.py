@@ -128,14 +128,13 @@ class Meeting:
                 os.unlink(self.journal(index))
 
     def fail(self, error: BaseException, journal: Journal) -> None:
-        """Tell the others, of whom rank 0 follows this journal once it is of its run."""
+        """Tell the others: rank 0 by what it says, another one by its journal."""
         said = f"{type(error).__name__}: {error}"
         with contextlib.suppress(OSError):
             if self.rank.index == 0 and not self.alone:
                 self._say({"run": self.id, "seed": 0, "failed": said})
-            elif self.rank.index and not journal.begun and not journals.begun(journal.path):
-                journal.begin({"meeting": self.id})
-                journal.end(said)
+            elif self.rank.index:
+                journal.refuse((self._said() or {"run": self.id})["run"], said)
 
     def clear(self) -> None:
         """In rank 0, which holds its lock: what it says counts from now on; journals of other numbers of ranks go."""

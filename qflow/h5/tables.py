@@ -369,13 +369,14 @@ class Tables:
         return home[name]
 
     def _remove(self, path: str) -> None:
-        """Remove what is there, and the group of references that has none any more."""
+        """Remove what is there, and groups of references that have none any more."""
         for file in self._files:
             if path in file:
                 del file[path]
-                refs = path.rpartition("/ref/")[0] + "/ref"
-                if "/ref/" in path and not len(file[refs]):
-                    del file[refs]
+                group = path.rpartition("/")[0]
+                while "/ref" in group and not len(file[group]):
+                    del file[group]
+                    group = "" if group.endswith("/ref") else group.rpartition("/")[0]
 
 
 def checked_pairs(pairs: Any, parent: str, child: str, rows: Mapping[str, int]) -> Any:

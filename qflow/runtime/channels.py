@@ -145,16 +145,19 @@ class Channels:
         for who in range(self.shape.participants):
             self.ring(who)
 
-    def wait(self, seconds: float | None) -> None:
-        """Sleep until the consumer's bell rings, and print what workers print."""
+    def wait(self, seconds: float | None) -> bool:
+        """Sleep until the consumer's bell rings, and print what workers print -> whether they did."""
+        printed = False
         for fd, _ in self._poll.poll(None if seconds is None else max(0, seconds * 1000)):
             if fd == self.bells[self.consumer]:
                 os.eventfd_read(fd)
             else:
                 self._forwarders[fd].forward(fd)
+                printed = True
         if self._drained:
-            self._drained = False
+            self._drained, printed = False, True
             self.flush()
+        return printed
 
     def drain(self, group: int) -> bool:
         """Make room where a step's workers wait for somebody to print, which the consumer does later -> whether they may have."""

@@ -178,19 +178,19 @@ class Crew:
             self._ending = error
         self.channels.ring(self.channels.consumer)
 
-    def wait(self, seconds: float | None) -> None:
-        """Sleep until there is something for the consumer.
+    def wait(self, seconds: float | None) -> bool:
+        """Sleep until there is something for the consumer, and print what workers print -> whether they did.
 
         What a failure means is raised by the next call: first the consumer takes what is there.
         """
         if self._ending is not None:
             raise self._ending
-        self.channels.wait(seconds)
+        return self.channels.wait(seconds)
 
     def rest(self, seconds: float) -> bool:
         """Wait until every worker rests -> whether they do.
 
-        Of a wait that took longer than it should, as when another thread kept this process to itself (a garbage
+        Of a sleep that took longer than it should, as when another thread kept this process to itself (a garbage
         collection of millions of objects), only `TICK` counts: the supervisor could not hear that they rest.
         """
         assert self.supervisor is not None
@@ -198,8 +198,9 @@ class Crew:
             if seconds <= 0:
                 return False
             began = time.monotonic()
-            self.wait(TICK)
-            seconds -= min(time.monotonic() - began, TICK)
+            printed = self.wait(TICK)
+            took = time.monotonic() - began
+            seconds -= took if printed else min(took, TICK)
         self.channels.flush()
         return True
 
