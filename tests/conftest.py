@@ -30,7 +30,7 @@ if start := os.environ.get("QFLOW_TEST_START"):  # by `test_starts`: all tests w
     processes.engine._start = start
     processes.Processes.__init__.__kwdefaults__["start"] = start
 
-collect_ignore_glob = ["typing/*"]  # samples for the type checkers, wrong on purpose
+collect_ignore_glob = ["typing/*", "mpi_flows.py"]  # samples for the type checkers, wrong on purpose; of an interpreter with MPI
 
 
 def pytest_collection_finish() -> None:
