@@ -598,7 +598,7 @@ if __name__ == "__main__":
     names = [f"in/{number}" for number in range(4)]
     for write in (save, save_folder):
         for engine in ("serial", "processes"):
-            records = list((qf.files.read() | qf.process(n=2)(qf.map(len) | (lambda size: b"x" * size)) | qf.files.write(
+            records = list((qf.files.read() | qf.process(n=1)(qf.map(len) | (lambda size: b"x" * size)) | qf.files.write(
                 write, outdir="small", append="", outname="{stem}" + f"{write.__name__}{engine}"))(names, engine=engine))
             print(*[record.error and record.error.errno for record in records], len(os.listdir("small")))
     try:
@@ -609,7 +609,7 @@ if __name__ == "__main__":
 
 
 def test_a_disk_that_is_full_or_read_only_is_told_and_what_has_room_is_done(tmp_path: Path) -> None:
-    """Two of four outputs have room, and no part of another takes any."""
+    """Two of four outputs have room, and no part of another takes any, once it has failed: so one worker writes."""
     try:
         subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", tmp_path], check=True, capture_output=True)
     except (FileNotFoundError, subprocess.CalledProcessError):
