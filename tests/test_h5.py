@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import qflow as qf
 from qflow import GraphError, h5
 from qflow.h5.kept import MOST_OPEN, Kept
-from qflow.h5.worker import handle
+from qflow.h5.worker import handle_of
 
 pytestmark = pytest.mark.usefixtures("one_nursery")
 
@@ -357,7 +357,7 @@ def test_a_step_that_has_files_open_works_in_a_child_of_any_start_method(tmp_pat
 
 
 def test_a_fork_does_not_use_the_handles_of_its_parent(two):
-    handles = Kept(lambda path: handle(path, ("x",)))
+    handles = Kept(lambda path: handle_of(path, ("x",)))
     ours = handles.open(two[0])
     assert handles.open(two[0]) is ours
     child = os.fork()

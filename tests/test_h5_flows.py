@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 import qflow as qf
 from qflow import h5
 from qflow.errors import GraphError, ResourceError
+from qflow.h5.block import Block, Made, Slice
 
 HIT = np.dtype([("id", "i4"), ("q", "f4")])
 pytestmark = pytest.mark.usefixtures("one_nursery")
@@ -512,7 +514,7 @@ def test_pairs_stay_within_the_slice_where_the_flow_has_made_the_rows(events, tm
             h5.run(flow, events, tmp_path / "out.h5", engine="serial")
 
 
-@pytest.mark.parametrize("most", [1, 1 << 22])
+@pytest.mark.parametrize("most", [1, 1 << 24])
 def test_the_type_of_a_table_is_that_of_its_first_rows_however_they_are_written(events, tmp_path, monkeypatch, most):
     monkeypatch.setattr(h5.writer, "BYTES", most)
 
@@ -636,7 +638,7 @@ def test_a_link_is_with_the_rows_that_were_there_where_it_was_made(events, tmp_p
     def of_tracks(hits, numbers):
         return h5.linked(hits["id"], np.stack([numbers[:, 0].filled(0), np.arange(len(hits))], axis=1))
 
-    for most in (1, 1 << 22):
+    for most in (1, 1 << 24):
         flow = h5.rows("hits", size=100) | h5.need(numbers=("hits -> tracks", "index")) | of_tracks
         flow = flow | h5.append("calib", refs={"tracks": "pairs"}) | (lambda hits: np.arange(7.0)) | h5.append("tracks")
         with pytest.MonkeyPatch.context() as patch:
@@ -647,6 +649,25 @@ def test_a_link_is_with_the_rows_that_were_there_where_it_was_made(events, tmp_p
             np.testing.assert_array_equal(file["calib", "tracks", :], file["hits", "tracks", :])
         with pytest.raises(GraphError, match="no references between 'calib' and 'tracks'"):
             h5.run(flow | h5.need(x="calib -> tracks") | len, events, tmp_path / "c.h5")
+
+
+def test_pairs_that_wait_to_be_written_are_bounded_too(tmp_path, monkeypatch):
+    """A row of one byte is linked by 16."""
+    monkeypatch.setattr(h5.writer, "BYTES", 1 << 20)
+    with h5.Tables(tmp_path / "out.h5", "w") as file:
+        file.append("hits", np.zeros(2_000_000, "u1"))
+        writer = h5.writer.Writer(file)
+        tracemalloc.start()
+        try:
+            for start in range(0, 2_000_000, 10_000):
+                at = Slice(None, "hits", start, start + 10_000)
+                writer.add(Block(at, {}, (Made("flags", np.ones(10_000, "u1"), {"hits": "1:1"}),)))
+            writer.finish()
+            held = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert file["hits", "flags", [0, 1_999_999]].tolist() == [[1], [1]]
+    assert held < 8 << 20
 
 
 def test_a_class_behind_a_stage_is_made_once(events, tmp_path):

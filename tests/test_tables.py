@@ -121,6 +121,42 @@ def test_nothing_stays_of_the_references_of_a_table_that_goes(path: Path) -> Non
         assert [*file.file["B"]] == ["data"]
 
 
+def test_a_group_of_the_user_stays_when_its_tables_go(path: Path) -> None:
+    """Also one whose name only begins as that of references does."""
+    with h5.Tables(path, "w") as file:
+        for name in ("reco/reference/C", "D"):
+            file.append(name, np.arange(3))
+        file.link("D", "reco/reference/C", [[0, 1]])
+        file.attrs("reco/reference")["note"] = "mine"
+        file.delete("reco/reference/C")
+        assert file.attrs("reco/reference")["note"] == "mine"
+        assert [*file.file["D"]] == ["data"]
+
+
+def test_what_h5py_does_to_a_file_is_seen(path: Path) -> None:
+    with h5.Tables(path, "w") as file:
+        for name in ("group/A", "B"):
+            file.append(name, np.arange(3))
+        old = file["group/A"]
+        file.file.move("group", "other")
+        assert "group/A" not in file
+        file.append("group/A", np.arange(5.0))
+        assert file["group/A", :].tolist() == [0, 1, 2, 3, 4]
+        assert file["other/A"] == old
+        del file.file["B"]
+        assert "B" not in file
+
+
+@pytest.mark.parametrize(
+    ("row", "chunks"),
+    [((), (8192,)), ((100,), (81, 100)), ((224, 224, 3), (1, 224, 224, 3)), ((0,), (64, 64))],
+    ids=["number", "vector", "image", "empty"],
+)
+def test_a_chunk_of_a_new_table_is_64_kilobytes_of_whole_rows(path: Path, row: tuple[int, ...], chunks: tuple[int, ...]) -> None:
+    with h5.Tables(path, "w") as file:
+        assert file.create("a", "f8", row).chunks == chunks
+
+
 @pytest.fixture
 def three(path: Path) -> Iterator[Any]:
     with h5.Tables(path, "w") as file:

@@ -54,7 +54,7 @@ class Journal:
         self.path = path
         self._file = _locked(path)
         self.slices = 0  # of the run that was interrupted
-        self._anew = False
+        self._anew = False  # begun by this process: nothing of an interrupted run is in it
 
     def begin(self, head: Mapping[str, Any]) -> None:
         """Begin anew.

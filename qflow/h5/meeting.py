@@ -55,7 +55,7 @@ class Meeting:
         """The path of a rank's journal."""
         return f"{self.output}.journal" + (f"-{index}-of-{self.rank.count}" if index else "")
 
-    def begin(self, journal: Journal, seed: int, together: bool = False) -> int:
+    def begin(self, journal: Journal, seed: int, together: bool) -> int:
         """Rank 0 says which run this is, and its seed, which the others learn; and whether all ranks write together."""
         if self.alone:
             return seed

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,7 +32,9 @@ from qflow.h5.files import why_not
 from qflow.h5.references import dereference_chain, region_dtype, selected
 
 MODES = ("r", "r+", "a", "w", "x")
-PAIRS = 8192  # of a chunk of references: 64 KB
+CHUNK = 1 << 16  # bytes of whole rows, or one row
+PAIRS = CHUNK // 8  # of references
+NOTED = 1 << 16  # pairs at once: what is computed of them stays in the cache of a core
 NARROW, WIDE = np.dtype("u4"), np.dtype("i8")  # of row numbers; wide where a table has 2**32 rows or more
 
 
@@ -91,6 +94,7 @@ class Tables:
         self._scratch: Any = None
         self._drop = tuple(map(_name, [drop] if isinstance(drop, str) else drop))
         self._before = {name for name in self._drop if name in self.file}  # these are deleted at last
+        self._known: dict[str, tuple[Any, Any]] = {}  # by path: files and datasets; to make one takes 35 us, to look for it 9
         self._links = sorted(_links_of(self.file))  # to look for them takes as long as the file has groups
 
     # ---- what is there
@@ -167,8 +171,10 @@ class Tables:
         name, dtype = _name(name), np.dtype(dtype)
         found = self._find(f"{name}/data")
         if found is None:
+            row = dtype.itemsize * math.prod(shape)
+            chunks = (max(1, CHUNK // row), *shape) if row else True
             return self._home(name).create_dataset(
-                f"{name}/data", (0, *shape), dtype, maxshape=(None, *shape), compression=self.compression, chunks=True
+                f"{name}/data", (0, *shape), dtype, maxshape=(None, *shape), chunks=chunks, compression=self.compression
             )
         if found.dtype != dtype or found.shape[1:] != tuple(shape):
             raise GraphError(
@@ -226,7 +232,7 @@ class Tables:
         ref, columns = self.reserve_pairs(parent, child, len(found), int(found.max(initial=0)))
         start = len(ref) - len(found)
         if len(found):
-            ref[start:] = found[:, columns]
+            ref[start:] = found if columns == [0, 1] else found[:, columns]
             self._note(parent, child, found, start)
         return slice(start, len(ref))
 
@@ -253,7 +259,8 @@ class Tables:
             region = self.region(name, other)
             if start + len(pairs) > np.iinfo(region.dtype["start"]).max:  # as h5flow makes them
                 region = self._retyped(region, region_dtype)
-            _enlarge(region, pairs[:, column].astype(np.int64), start)
+            for at in range(0, len(pairs), NOTED):
+                _enlarge(region, pairs[at : at + NOTED, column].astype(np.int64), start + at)
 
     def delete(self, name: str) -> None:
         """Delete a table, or a group with all tables in it, and all references from and to them."""
@@ -263,7 +270,7 @@ class Tables:
         for parent, child in self.links():
             if within(parent, [name]) or within(child, [name]):
                 for one, other in {(parent, child), (child, parent)}:
-                    self._remove(f"{one}/ref/{other}")
+                    self._remove(f"{one}/ref/{other}", f"{one}/ref")
                 self._links.remove((parent, child))
         self._remove(name)
 
@@ -277,6 +284,7 @@ class Tables:
         """Delete what was to be dropped, and close."""
         if not self.file:
             return
+        self._known.clear()
         if self._scratch is not None:
             self._scratch.close()
             self._scratch = None
@@ -312,9 +320,14 @@ class Tables:
         return [self.file] if self._scratch is None else [self.file, self._scratch]
 
     def _find(self, path: str) -> Any:
+        file, known = self._known.get(path, (None, None))
+        if known is not None and _is_there(file, path, known):
+            return known
         for file in self._files:
             found = file.get(path)
             if found is not None:
+                if isinstance(found, h5py.Dataset):
+                    self._known[path] = file, found
                 return found
         return None
 
@@ -368,15 +381,17 @@ class Tables:
         home.move("wide", name)
         return home[name]
 
-    def _remove(self, path: str) -> None:
-        """Remove what is there, and groups of references that have none any more."""
+    def _remove(self, path: str, upto: str = "") -> None:
+        """Remove what is there, and groups around it, up to one, that are empty now."""
         for file in self._files:
             if path in file:
                 del file[path]
-                group = path.rpartition("/")[0]
-                while "/ref" in group and not len(file[group]):
+                group = path
+                while upto and group != upto:
+                    group = group.rpartition("/")[0]
+                    if len(file[group]):
+                        break
                     del file[group]
-                    group = "" if group.endswith("/ref") else group.rpartition("/")[0]
 
 
 def checked_pairs(pairs: Any, parent: str, child: str, rows: Mapping[str, int]) -> Any:
@@ -396,13 +411,18 @@ def checked_pairs(pairs: Any, parent: str, child: str, rows: Mapping[str, int]) 
 def _enlarge(region: Any, rows: Any, first: int) -> None:
     """Note pairs of these rows, that lie one behind the other from some place on."""
     wanted, starts, stops = _places(rows)
-    for start, stop in runs(region, wanted, wanted + 1):
+    dense = len(wanted) and int(wanted[-1]) - int(wanted[0]) + 1 == len(wanted)
+    reads = (wanted[:1], wanted[-1:] + 1) if dense else (wanted, wanted + 1)
+    for start, stop in runs(region, *reads):
         inside = slice(*np.searchsorted(wanted, [start, stop]))
-        block, places = region[start:stop], wanted[inside] - start
+        block, begin, end = region[start:stop], first + starts[inside], first + stops[inside]
+        places: Any = slice(None) if dense else wanted[inside] - start
         old = block[places]
         some = old["start"] != old["stop"]
-        block["start"][places] = np.where(some, np.minimum(old["start"], first + starts[inside]), first + starts[inside])
-        block["stop"][places] = np.where(some, np.maximum(old["stop"], first + stops[inside]), first + stops[inside])
+        if some.any():
+            begin = np.where(some, np.minimum(old["start"], begin), begin)
+            end = np.where(some, np.maximum(old["stop"], end), end)
+        block["start"][places], block["stop"][places] = begin, end
         region[start:stop] = block
 
 
@@ -461,6 +481,14 @@ def _opened(path: str, mode: str) -> Any:
         return h5py.File(path, mode)
     except OSError as error:
         raise OSError(error.errno or EINVAL, why_not(error), path) from error
+
+
+def _is_there(file: Any, path: str, dataset: Any) -> bool:
+    """Whether a path leads to this dataset. (Its own name does not say so: that stays when a group around it goes.)"""
+    try:
+        return bool(h5py.h5d.open(file.id, path.encode()) == dataset.id)
+    except (KeyError, OSError):
+        return False
 
 
 def _unnamed(folder: str) -> Any:

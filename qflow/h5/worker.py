@@ -32,7 +32,7 @@ class Handle(NamedTuple):
         self.file.close()
 
 
-def handle(path: str, keys: tuple[str, ...]) -> Handle:
+def handle_of(path: str, keys: tuple[str, ...]) -> Handle:
     """Open a file."""
     file = opened(path)
     try:
@@ -48,7 +48,7 @@ class read:
     """Reads chunks; see `qflow.h5.read`. Named like that function, since a step prints as its class."""
 
     def __init__(self, keys: tuple[str, ...], *, rows: bool = True) -> None:
-        self._keys, self._rows, self._files = keys, rows, Kept(partial(handle, keys=keys))
+        self._keys, self._rows, self._files = keys, rows, Kept(partial(handle_of, keys=keys))
 
     def __call__(self, chunk: Chunk) -> Any:
         columns = self._columns(parts_of(chunk))

@@ -15,8 +15,9 @@ from qflow.errors import GraphError, InternalError
 from qflow.h5.block import Block, Made, Slice
 from qflow.h5.tables import Tables, fitted
 
-BYTES = 1 << 22
+BYTES = 1 << 24  # smaller ones, and the C library gives back the memory of each call (mallopt(3), M_TRIM_THRESHOLD)
 MOST = 1000  # slices
+PAIR = 16  # bytes
 
 
 class _Part(NamedTuple):
@@ -50,7 +51,7 @@ class Writer:
         at, made = block.slice._replace(rows=None), made_by(block.slice, block.made)
         if made:
             self._waiting.append(_Part(at, tuple(each._replace(rows=np.array(each.rows)) for each in made)))
-            self._bytes += sum(each.rows.nbytes + _bytes(each) for each in made)
+            self._bytes += sum(map(_bytes, made))
         if self._bytes >= BYTES or len(self._waiting) >= MOST:
             self.flush()
 
@@ -136,4 +137,6 @@ def pairs_of(slice: Slice, made: tuple[Made, ...], base: Mapping[str, int]) -> I
 
 
 def _bytes(made: Made) -> int:
-    return sum(0 if isinstance(pairs, str) else pairs.nbytes for pairs in made.links.values())
+    """Of its rows and pairs, also of those that `pairs_of` will make."""
+    pairs = sum(PAIR * (len(made.rows) if isinstance(each, str) else len(each)) for each in made.links.values())
+    return int(made.rows.nbytes) + pairs

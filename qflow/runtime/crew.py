@@ -198,9 +198,10 @@ class Crew:
             if seconds <= 0:
                 return False
             began = time.monotonic()
-            printed = self.wait(TICK)
+            asked = min(TICK, seconds)
+            printed = self.wait(asked)
             took = time.monotonic() - began
-            seconds -= took if printed else min(took, TICK)
+            seconds -= took if printed else min(took, asked)
         self.channels.flush()
         return True
 
