@@ -98,6 +98,35 @@ def test_what_steps_import_is_loaded_once_however_many_workers(tmp_path: Any) ->
         assert len(loaded) == len(set(loaded)) == 2, name
 
 
+def test_what_hdf5_needs_is_loaded_once_however_many_workers(tmp_path: Any) -> None:
+    """By the parent, and by the nursery, also where no function of the user names it."""
+    pytest.importorskip("h5py")
+    tmp_path.joinpath("sitecustomize.py").write_text(
+        "import os, sys\n"
+        "def watch(event, details):\n"
+        "    if event == 'import' and details[0] == 'h5py':\n"
+        f"        with open({str(tmp_path / 'loaded')!r}, 'a') as file:\n            print(os.getpid(), file=file)\n"
+        "sys.addaudithook(watch)\n"
+    )
+    done = script(
+        f"""
+        import numpy as np
+        import qflow as qf
+        from qflow import h5
+        path = {str(tmp_path / "x.h5")!r}
+        with h5.Tables(path, "w") as file:
+            file.append("x", np.arange(100.0))
+        with h5.read("x/data", n=4) | qf.queue(1) as pipe:
+            assert len(list(pipe(h5.chunks(path, 10, key="x/data")))) == 10
+            h5.run(h5.rows("x", size=10) | np.abs | h5.append("y"), path, path + ".out", n=4)
+        """,
+        PYTHONPATH=str(tmp_path) + os.pathsep + os.environ.get("PYTHONPATH", ""),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    loaded = tmp_path.joinpath("loaded").read_text().split()
+    assert len(loaded) == len(set(loaded)) == 2
+
+
 # ---- counted where it happens, in the real thing
 
 

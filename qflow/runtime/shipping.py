@@ -100,9 +100,12 @@ def _calls(plan: Plan) -> Iterator[Any]:
 def installed(plan: Plan) -> list[str]:
     """Installed packages that the steps name, and the user's modules below them: the nursery loads them once for all workers.
 
-    Not the user's own modules, which may change, and not MPI, which only ranks must load.
+    So are the modules of this library that the operators are from, as those that need HDF5. Not the user's own modules, which
+    may change, and not MPI, which only ranks must load.
     """
-    found, seen = set(), set[str]()
+    parts = [part for group in plan.groups for operator in group.operators for part in operator.inside]
+    found = {name for value in (*parts, *_calls(plan)) if (name := _module_of(value)).startswith("qflow.")}
+    seen = set[str]()
     left = [value for call in _calls(plan) for value in _named(call)]
     while left:
         name = _module_of(left.pop())
