@@ -10,33 +10,29 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from errno import ENOENT
 from importlib.util import find_spec
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from qflow.disk import sync
 from qflow.errors import GraphError, got
 from qflow.graph.context import Context, Drawn, Setting, drawn_seed
 from qflow.graph.fingerprint import fingerprint
-from qflow.graph.flow import Each, Flow, Joins, Operator
+from qflow.graph.flow import Joins
 from qflow.graph.function import Function
-from qflow.graph.marks import Step, process
 from qflow.graph.options import RunOptions
 from qflow.graph.ranks import checked, rank
-from qflow.graph.shard import Shard
 from qflow.h5 import readers
-from qflow.h5.block import ROWS, Block, Path, Slice
+from qflow.h5.block import Block, Slice
 from qflow.h5.checking import check
 from qflow.h5.collective import Collective, Sizes, communicator
 from qflow.h5.files import stamp
-from qflow.h5.inputs import Generated, Need, Rows, Slices
+from qflow.h5.inputs import Generated, Slices
 from qflow.h5.journal import Handed, Journal, begun
 from qflow.h5.meeting import Meeting
 from qflow.h5.outputs import Append, Stage, checked_attrs
+from qflow.h5.parted import parted
+from qflow.h5.partial import Partial
 from qflow.h5.tables import Tables
 from qflow.h5.writer import Writer
 
@@ -171,18 +167,12 @@ class _Job:
         self.drop = tuple([asked.drop] if isinstance(asked.drop, str) else asked.drop)
         self.compression = asked.compression
         self.rank = rank() if asked.shard is None else checked(*asked.shard, f"shard={asked.shard!r}")
-        operators = _operators(asked.flow, asked.start, asked.stop)
-        self.parts = [part for each in operators for part in each.inside]
+        self.flow = parted(asked.flow, asked.start, asked.stop)
+        self.parts, self.head, self.behind = self.flow.parts, self.flow.head, self.flow.behind
         file = None if self.input is None else readers.tables(self.input)
         check(self.parts, file, self.options.get("params") or {}, self.drop)
-        self.head: Rows = operators[0].inside[0]  # type: ignore[assignment]
-        place = next((place for place, each in enumerate(operators) if isinstance(each, Stage)), len(operators))
-        self.behind = operators[place:]
         self.comm = self._communicator(asked.driver)
-        self.names = _names(operators[:place])
-        hand = Hand(_wants_value(self.behind, self.names), _inputs(self.head, self.behind))
-        parts = [] if self.rank.count == 1 else [Shard(self.rank.index, self.rank.count)]
-        self.pipe = Flow(*parts, *_marked([*operators[:place], hand], asked.n))
+        self.pipe = self.flow.pipe(asked.n, self.rank)
 
     def _communicator(self, driver: str | None) -> Any:
         """Of the ranks, if they write together."""
@@ -193,7 +183,7 @@ class _Job:
             why = f"this is not rank {self.rank} of an MPI job, or h5py was built without MPI (the README says how to build it)"
         elif self.behind:
             why = "`h5.stage` sees all slices in one process"
-        elif crossed := _crossed(self.parts):
+        elif crossed := self.flow.crossed:
             why = f"the flow links {crossed[0]!r} and {crossed[1]!r} twice, in both directions"
         else:
             return comm
@@ -290,7 +280,7 @@ class _Job:
                 for handed in meeting.all(own):
                     writing.add(handed)
                 writing.end()
-            self._name(partial)
+            partial.named()
         meeting.complete()
         return Summary(self.output, writing.slices, writing.writer.rows)
 
@@ -298,66 +288,32 @@ class _Job:
         """Write with all ranks at the same time what their slices give."""
         declared = {part.table: part.dtype for part in self.parts if isinstance(part, Append) and part.dtype is not None}
         collective = Collective(self.comm, self.head.table, self.drop)
-        with contextlib.ExitStack() as stack:
-            partial = f"{self.output}.partial"
+        with self._partial() if self.rank.index == 0 else contextlib.nullcontext(self._partial()) as partial:
             if self.rank.index == 0:
-                stack.enter_context(self._partial())
                 with self._opened(partial) as file:
                     self._say(file, attrs)
             sizes = [Sizes.of(handed, self.head.table) for handed in meeting.watched(own)]
             meeting.gathered()
-            slices, rows = collective.write(partial, sizes, meeting.own(), declared, self.compression)
+            slices, rows = collective.write(partial.path, sizes, meeting.own(), declared, self.compression)
             if self.rank.index == 0:
-                self._name(partial)
+                partial.named()
         if self.rank.index:
             meeting.end()
             return Summary(self.output, len(sizes), {})
         meeting.complete()
         return Summary(self.output, slices, rows)
 
-    @contextlib.contextmanager
-    def _partial(self) -> Iterator[str]:
-        """Where an output is made, which is gone at last, but for the name that it got."""
-        partial = f"{self.output}.partial"
-        try:
-            yield partial
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(partial)
+    def _partial(self) -> Partial:
+        return Partial(self.output, replaces=self.exists != "refuse")
 
-    def _opened(self, partial: str) -> Tables:
-        """An output that begins as a copy of the input."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(partial)
-        if self.input is not None:
-            shutil.copyfile(self.input, partial)
-        return Tables(partial, "a", compression=self.compression, drop=self.drop)
+    def _opened(self, partial: Partial) -> Tables:
+        return partial.opened(self.input, compression=self.compression, drop=self.drop)
 
     def _say(self, file: Tables, attrs: Mapping[str, Mapping[str, Any]]) -> None:
         """Write the attributes."""
         own = {part.table: part.attrs for part in self.parts if isinstance(part, Append) and part.attrs}
         for group, each in (*attrs.items(), *own.items()):
             file.attrs(group).update(each)
-
-    def _name(self, partial: str) -> None:
-        """The output gets its name, when it is on the disk: the journals, from which it could be made again, go."""
-        sync(partial)
-        if self.exists != "refuse" or not self._linked(partial):
-            os.replace(partial, self.output)
-        with contextlib.suppress(OSError):  # of folders that can't be read, or have no such way
-            sync(os.path.dirname(self.output))
-
-    def _linked(self, partial: str) -> bool:
-        """Give the name if it is nobody's -> whether that is possible."""
-        try:
-            os.link(partial, self.output)
-        except FileExistsError:
-            raise GraphError(
-                f"{self.output!r} has come into being since this run began. Rename it, and go on with `resume=True`."
-            ) from None
-        except OSError:  # a file system without links
-            return False
-        return True
 
     def _own(self, journal: Journal, meeting: Meeting, options: dict[str, Any], progress: bool) -> Generator[Handed]:
         """What the slices of this rank give: those of a run that was interrupted, then others."""
@@ -428,7 +384,7 @@ class _Writing:
         """The next slice."""
         job = self._job
         at = Slice(job.input, job.head.table, handed.start, handed.stop, handed.rows)
-        value: Any = Block(at, job.names, handed.made, handed.value, handed.over)
+        value: Any = Block(at, job.flow.names, handed.made, handed.value, handed.over)
         for each in self._operators:
             if each.setting is not None:
                 each.setting.at((self.slices,), behind=False)
@@ -444,107 +400,10 @@ class _Writing:
                 each.ended(self.writer.file)
 
 
-@final
-class Hand(Each[Any, Handed]):
-    """Blocks become what they have given.
-
-    Args:
-        value: also what the last function gave.
-        takes: the parameters of the run for what is called in this process.
-    """
-
-    lands = True
-
-    def __init__(self, value: bool, takes: frozenset[str]) -> None:
-        self.value, self.takes = value, takes
-
-    @property
-    def name(self) -> str:
-        return "hand"
-
-    def outputs(self, value: Block) -> Iterable[Handed]:
-        at = value.slice
-        given: Any = ROWS
-        if self.value and not value.over and value.value is not ROWS:
-            given = np.asarray(value.value)
-            if given.dtype.hasobject or isinstance(value.value, np.ma.MaskedArray):
-                raise TypeError(
-                    f"What a function gives to one behind `h5.stage` is an array without a mask, but got {got(value.value)}. "
-                    "Append it, and let the stage name it."
-                )
-        return (Handed(at.start, at.stop, value.over, given, value.made, at.rows),)
-
-    def length(self, items: int) -> int:
-        return items
-
-    def __repr__(self) -> str:
-        return "hand"
-
-
 def _context(options: Mapping[str, Any]) -> Context:
     """What a run is beside its data."""
     words = ("seed", "epoch", "params", "resume")
     return RunOptions(**{word: options[word] for word in words if word in options}).context
-
-
-def _operators(flow: Any, start: int | None, stop: int | None) -> list[Operator[Any, Any]]:
-    """The operators of a flow, which begins with `Rows`."""
-    if not isinstance(flow, Joins):
-        raise GraphError(f'`h5.run` takes a flow, as `h5.rows("hits") | step | h5.append("calib")`, but got {got(flow)}.')
-    operators = [*flow.operators]
-    head = operators[0] if operators else None
-    if not isinstance(head, Rows):
-        raise GraphError(f'A flow over tables begins with `h5.rows`, but got {flow!r}. Write `h5.rows("hits") | ...`.')
-    operators[0] = head.between(start, stop)
-    return operators
-
-
-def _marked(operators: list[Operator[Any, Any]], n: int | None) -> list[Any]:
-    """With workers."""
-    if not any(isinstance(each, Step) for each in operators):
-        return [process(n=1 if n is None else n, name="slices")(Flow(*operators))]
-    if n is not None:
-        raise GraphError("`n` is for a flow without marks; here the marks say how many workers there are.")
-    return operators
-
-
-def _names(operators: Iterable[Operator[Any, Any]]) -> dict[str, tuple[Path, int]]:
-    """What functions behind some operators can name, as a `Block` knows it."""
-    names: dict[str, tuple[Path, int]] = {}
-    made = 0
-    for each in (part for operator in operators for part in operator.inside):
-        if isinstance(each, Rows | Append):
-            made += isinstance(each, Append)
-            names[each.as_] = Path((each.table,)), made
-        elif isinstance(each, Need):
-            names |= {name: (path, made) for name, path in each.paths.items()}
-    return names
-
-
-def _inputs(head: Rows, behind: Iterable[Operator[Any, Any]]) -> frozenset[str]:
-    """What functions name that are called in this process."""
-    functions = [function for each in behind for part in each.inside for function in part.functions]
-    made = [Function(head.of)] if callable(head.of) else []
-    return frozenset(name for function in (*functions, *made) for name in function.inputs.names)
-
-
-def _crossed(parts: Iterable[Operator[Any, Any]]) -> tuple[str, str] | None:
-    """Two tables that are linked both ways, so that one dataset holds the references of both."""
-    links = {(other, part.table) for part in parts if isinstance(part, Append) for other in part.refs}
-    return next(((one, other) for one, other in sorted(links) if one != other and (other, one) in links), None)
-
-
-def _wants_value(behind: Iterable[Operator[Any, Any]], names: Iterable[str]) -> bool:
-    """Whether operators want what the function before them gave."""
-    known = {*names}
-    for each in behind:
-        if isinstance(each, Append):
-            return True
-        if isinstance(each, Need):
-            known |= each.paths.keys()
-        for function in each.functions:
-            return function.inputs.first is not None and function.inputs.first not in known
-    return False
 
 
 def _shown(results: Any, slices: Any, progress: bool) -> Iterator[Handed]:
