@@ -127,6 +127,29 @@ def test_what_hdf5_needs_is_loaded_once_however_many_workers(tmp_path: Any) -> N
     assert len(loaded) == len(set(loaded)) == 2
 
 
+def test_hdf5_is_loaded_with_the_variables_that_its_parent_has_then(tmp_path: Any) -> None:
+    """Though the nursery was there before they were set."""
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = [1, 2, 3]
+    done = script(
+        f"""
+        import fcntl, os
+        import qflow as qf
+        with open({str(path)!r}, "rb") as held, qf.process(abs) | qf.queue(1) as alive:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            print(list(alive([-1])))
+            os.environ["HDF5_USE_FILE_LOCKING"] = "FALSE"
+            from qflow import h5
+            pipe = h5.read("x", n=2) | qf.queue(1)
+            print([len(rows) for rows in pipe([(({str(path)!r}, 0, 3),)])])
+        """,
+        HDF5_USE_FILE_LOCKING=None,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[1]\n[3]\n", ""), done
+
+
 # ---- counted where it happens, in the real thing
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scenario import needs_unshare, script
 
 import qflow as qf
 from qflow import h5
@@ -1219,3 +1220,34 @@ def test_a_wrong_pipe_is_told_before_anything_runs(events, monkeypatch, flow, so
 def test_a_run_that_writes_has_no_values(events, tmp_path):
     with pytest.raises(GraphError, match=r"`h5.values\(\)` ends a flow that is iterated over"):
         h5.run(h5.rows("hits") | h5.values(), events, tmp_path / "out.h5")
+
+
+@pytest.mark.parametrize("size", [6, 10, 14, 16])
+def test_a_disk_that_is_full_is_an_error_from_which_a_run_goes_on(tmp_path, size):
+    """Wherever the room ends: HDF5 says nothing of rows that it can't write when a dataset is let go."""
+    text = """
+        import os, subprocess
+        import numpy as np
+        from qflow import h5
+        folder = os.environ["FOLDER"]
+        def run(**words):
+            flow = h5.rows("x", size=1000) | (lambda x: np.ones(len(x))) | h5.append("y")
+            return h5.run(flow, os.environ["INPUT"], folder + "/out.h5", engine="serial", **words).rows
+        try:
+            run()
+        except OSError as error:
+            print(error.errno, os.listdir(folder))
+        subprocess.run(["mount", "-o", "remount,size=80m", folder], check=True)
+        print(run(resume=True))
+        with h5.Tables(folder + "/out.h5") as file:
+            print(file["y", :].sum(), os.listdir(folder))
+    """
+    with h5.Tables(tmp_path / "in.h5", "w") as file:
+        file.append("x", np.zeros(1_000_000, "u1"))
+    needs_unshare("--mount")
+    (tmp_path / "small").mkdir()
+    mount = f"mount -t tmpfs -o size={size}m tmpfs {tmp_path / 'small'}"
+    within = ["unshare", "--mount", "sh", "-ec", f'{mount}; exec "$@"', "sh"]
+    done = script(text, within=within, FOLDER=str(tmp_path / "small"), INPUT=str(tmp_path / "in.h5"))
+    assert done.stdout.splitlines() == ["28 ['out.h5.journal']", "{'y': 1000000}", "1000000.0 ['out.h5']"], done
+    assert done.returncode == 0, done

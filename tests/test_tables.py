@@ -145,16 +145,75 @@ def test_what_h5py_does_to_a_file_is_seen(path: Path) -> None:
         assert file["other/A"] == old
         del file.file["B"]
         assert "B" not in file
+        file.append("B", np.arange(3))
+        file.link("B", "group/A", [[0, 0]])
+        file["B"].resize(5, axis=0)
+        file.link("B", "group/A", [[4, 1]])
+        assert file["B", "group/A", [0, 4]].tolist() == [[0], [1]]
+
+
+def test_room_of_tables_that_were_deleted_is_used_again(path: Path) -> None:
+    with h5.Tables(path, "w") as file:
+        for _ in range(5):
+            file.append("a", np.ones(1_000_000))
+            file.delete("a")
+        file.append("a", np.ones(1_000_000))
+    assert os.path.getsize(path) < 2 * 8_000_000
+
+
+def test_few_datasets_stay_open(path: Path) -> None:
+    with h5.Tables(path, "w") as file:
+        for number in range(40):
+            file.append(f"t{number}", np.full(10, number))
+            file.append("all", np.full(1, number))
+        opened = h5py.h5f.get_obj_count(file.file.id, h5py.h5f.OBJ_DATASET)
+        assert opened <= tables.OPEN
+        assert file.file.id.get_access_plist().get_cache()[2] == tables.CACHE
+        assert [file[f"t{number}", 3].tolist() for number in range(40)] == [[number] for number in range(40)]
+        assert file["all", :].tolist() == [*range(40)]
+
+
+def test_a_file_behind_a_link_does_not_stay_open(path: Path) -> None:
+    other = path.with_name("other.h5")
+    with h5.Tables(other, "w") as file:
+        file.append("a", np.arange(3))
+    with h5.Tables(path, "w") as file:
+        file.file["a"] = h5py.ExternalLink(str(other), "a")
+        assert file["a", :].tolist() == [0, 1, 2]
+        with h5.Tables(other, "r+") as linked:
+            linked.append("a", np.arange(1))
+        assert file["a", :].tolist() == [0, 1, 2, 0]
+
+
+def test_pairs_in_any_order_are_noted_in_one_pass(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "NOTED", 10)
+    passes = []
+    enlarge = tables._enlarge
+    monkeypatch.setattr(tables, "_enlarge", lambda region, *rest: [passes.append(region.name), enlarge(region, *rest)])
+    with h5.Tables(path, "w") as file:
+        for name in "ab":
+            file.append(name, np.arange(100))
+        pairs = np.stack([np.arange(100), np.random.default_rng(0).permutation(100)], axis=1)
+        file.link("a", "b", pairs)
+        assert passes == ["/a/ref/b/ref_region"] * 10 + ["/b/ref/a/ref_region"]
+        assert file["a", "b", :].ravel().tolist() == pairs[:, 1].tolist()
 
 
 @pytest.mark.parametrize(
     ("row", "chunks"),
-    [((), (8192,)), ((100,), (81, 100)), ((224, 224, 3), (1, 224, 224, 3)), ((0,), (64, 64))],
-    ids=["number", "vector", "image", "empty"],
+    [
+        ((), (8192,)),
+        ((100,), (81, 100)),
+        ((100, 100, 3), (1, 100, 100, 3)),
+        ((3, 1 << 20), (1, 1, 1 << 17)),
+        ((1 << 29,), (1, 1 << 17)),
+    ],
+    ids=["number", "vector", "image", "wide", "wider than HDF5 allows"],
 )
 def test_a_chunk_of_a_new_table_is_64_kilobytes_of_whole_rows(path: Path, row: tuple[int, ...], chunks: tuple[int, ...]) -> None:
     with h5.Tables(path, "w") as file:
         assert file.create("a", "f8", row).chunks == chunks
+        assert file.create("empty", "f8", (*row, 0)).shape == (0, *row, 0)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from qflow.h5.block import Made, Slice
 from qflow.h5.journal import Handed
 from qflow.h5.meeting import alternate
 from qflow.h5.tables import Tables, checked_pairs, fitted, within
-from qflow.h5.writer import MOST, canonical, made_by, pairs_of
+from qflow.h5.writer import MOST, PAIR, canonical, made_by, pairs_of
 
 BYTES = 1 << 25  # that a rank writes in one call
 
@@ -291,7 +291,7 @@ def _batches(sizes: Iterable[Sizes]) -> list[int]:
     """How many slices are written at once."""
     found, held = list[int](), 0
     for slice in sizes:
-        size = sum(made.bytes + 16 * sum(made.pairs.values()) for made in slice.made)
+        size = sum(made.bytes + PAIR * sum(made.pairs.values()) for made in slice.made)
         if not found or held + size > BYTES or found[-1] >= MOST:
             found.append(0)
             held = 0

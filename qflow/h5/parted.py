@@ -1,7 +1,9 @@
-"""Parted: a flow over tables in two: what workers do with each slice, and what is done in the process that writes.
+"""Parted: a flow over tables in two parts: what workers do with each slice, and what is done in the process that writes.
 
-rows | f | need | g | append  --hand-->  stage | append | ...
-in workers                               in order, in one process
+    rows | need | f | append  --Hand-->  stage | g | append
+    in workers, any order                in order, in one process
+
+The first `stage` is the seam.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from qflow.h5.outputs import Append, Stage
 
 
 class Parted(NamedTuple):
-    """The two, in order; and how a `Block` knows the names that functions behind can use."""
+    """The operators in workers, those behind, and for a `Block` the names that functions behind can use."""
 
     before: tuple[Operator[Any, Any], ...]
     behind: tuple[Operator[Any, Any], ...]
@@ -49,7 +51,7 @@ class Parted(NamedTuple):
         return next(((one, other) for one, other in sorted(links) if one != other and (other, one) in links), None)
 
     def pipe(self, n: int | None, rank: Rank) -> Flow[Any, Any]:
-        """What workers do, of the slices of one rank; n of them, if there are no marks."""
+        """What workers do with the slices of one rank. ``n``: how many there are, in a flow without marks."""
         hand = Hand(_wants_value(self.behind, self.names), _inputs(self.head, self.behind))
         shard = [] if rank.count == 1 else [Shard(rank.index, rank.count)]
         return Flow(*shard, *_marked([*self.before, hand], n))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, final
 
 from qflow.disk import sync
@@ -15,7 +15,7 @@ from qflow.h5.tables import Tables
 
 @final
 class Partial:
-    """``<output>.partial``; whoever enters it leaves nothing there, but the output if it was `named`.
+    """``<output>.partial``, which is gone behind a ``with``; the output is there if it was `complete`.
 
     Args:
         output: its name at last.
@@ -32,16 +32,23 @@ class Partial:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
 
-    def opened(self, input: str | None, *, compression: Any, drop: Iterable[str]) -> Tables:
-        """Itself anew, a copy of the input; words as in `Tables`."""
+    @contextlib.contextmanager
+    def open(self, input: str | None, *, compression: Any, drop: Iterable[str]) -> Iterator[Tables]:
+        """Begin it, as a copy of the input, and close it; words as in `Tables`."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
         if input is not None:
             shutil.copyfile(input, self.path)
-        return Tables(self.path, "a", compression=compression, drop=drop)
+        with Tables(self.path, "a", compression=compression, drop=drop) as file:
+            try:
+                yield file
+                file.flush()
+            except BaseException:
+                os.truncate(self.path, 0)  # it goes anyway; where HDF5 2.0 has no room to close a file, the process crashes later
+                raise
 
-    def named(self) -> None:
-        """It is the output, on the disk: the journals, from which it could be made again, may go."""
+    def complete(self) -> None:
+        """Bring it to the disk, and give it the output's name: the journals, from which it could be made again, may go."""
         sync(self.path)
         if self.replaces or not self._linked():
             os.replace(self.path, self.output)

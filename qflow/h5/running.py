@@ -280,7 +280,7 @@ class _Job:
                 for handed in meeting.all(own):
                     writing.add(handed)
                 writing.end()
-            partial.named()
+            partial.complete()
         meeting.complete()
         return Summary(self.output, writing.slices, writing.writer.rows)
 
@@ -296,7 +296,7 @@ class _Job:
             meeting.gathered()
             slices, rows = collective.write(partial.path, sizes, meeting.own(), declared, self.compression)
             if self.rank.index == 0:
-                partial.named()
+                partial.complete()
         if self.rank.index:
             meeting.end()
             return Summary(self.output, len(sizes), {})
@@ -306,8 +306,8 @@ class _Job:
     def _partial(self) -> Partial:
         return Partial(self.output, replaces=self.exists != "refuse")
 
-    def _opened(self, partial: Partial) -> Tables:
-        return partial.opened(self.input, compression=self.compression, drop=self.drop)
+    def _opened(self, partial: Partial) -> contextlib.AbstractContextManager[Tables]:
+        return partial.open(self.input, compression=self.compression, drop=self.drop)
 
     def _say(self, file: Tables, attrs: Mapping[str, Mapping[str, Any]]) -> None:
         """Write the attributes."""

@@ -20,7 +20,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from errno import EINVAL
+from errno import EINVAL, EIO
 from typing import Any, final
 
 import h5py  # type: ignore[import-untyped]
@@ -32,9 +32,10 @@ from qflow.h5.files import why_not
 from qflow.h5.references import dereference_chain, region_dtype, selected
 
 MODES = ("r", "r+", "a", "w", "x")
-CHUNK = 1 << 16  # bytes of whole rows, or one row
-PAIRS = CHUNK // 8  # of references
-NOTED = 1 << 16  # pairs at once: what is computed of them stays in the cache of a core
+CHUNK, LARGEST = 1 << 16, 1 << 20  # bytes: of whole rows; else of one row, or a part of it
+PAIRS = CHUNK // 8  # of a chunk of references
+NOTED = 1 << 16  # pairs: 10 M of them took 0.95 s so many at once, 1.4 s by a million (2 MiB of L2 cache), 1.8 s by 8192
+OPEN, CACHE = 16, 1 << 20  # datasets that stay open, and bytes of chunks that HDF5 keeps of each
 NARROW, WIDE = np.dtype("u4"), np.dtype("i8")  # of row numbers; wide where a table has 2**32 rows or more
 
 
@@ -94,7 +95,8 @@ class Tables:
         self._scratch: Any = None
         self._drop = tuple(map(_name, [drop] if isinstance(drop, str) else drop))
         self._before = {name for name in self._drop if name in self.file}  # these are deleted at last
-        self._known: dict[str, tuple[Any, Any]] = {}  # by path: files and datasets; to make one takes 35 us, to look for it 9
+        # Datasets by path, with their files: to open one takes 35 us, to ask whether it is still there 9 (h5py 3.16).
+        self._open: dict[str, tuple[Any, Any]] = {}
         self._links = sorted(_links_of(self.file))  # to look for them takes as long as the file has groups
 
     # ---- what is there
@@ -171,8 +173,7 @@ class Tables:
         name, dtype = _name(name), np.dtype(dtype)
         found = self._find(f"{name}/data")
         if found is None:
-            row = dtype.itemsize * math.prod(shape)
-            chunks = (max(1, CHUNK // row), *shape) if row else True
+            chunks = _chunks(dtype.itemsize, tuple(shape))
             return self._home(name).create_dataset(
                 f"{name}/data", (0, *shape), dtype, maxshape=(None, *shape), chunks=chunks, compression=self.compression
             )
@@ -242,6 +243,10 @@ class Tables:
         ``largest``: the largest number of a row that one of them may have. `note` at last.
         """
         ref, columns = self._made(parent, child)
+        for one, other in ((parent, child), (child, parent)):
+            region, rows = self.region(one, other), len(self._table(one))
+            if len(region) < rows:  # of a table that somebody else has enlarged
+                region.resize(rows, axis=0)
         if ref.dtype.itemsize < WIDE.itemsize and largest > np.iinfo(ref.dtype).max:
             ref = self._retyped(ref, WIDE)
         if pairs:
@@ -259,8 +264,10 @@ class Tables:
             region = self.region(name, other)
             if start + len(pairs) > np.iinfo(region.dtype["start"]).max:  # as h5flow makes them
                 region = self._retyped(region, region_dtype)
-            for at in range(0, len(pairs), NOTED):
-                _enlarge(region, pairs[at : at + NOTED, column].astype(np.int64), start + at)
+            rows = pairs[:, column]
+            step = NOTED if (rows[:-1] <= rows[1:]).all() else len(rows)  # else each piece would read all of the region
+            for at in range(0, len(rows), step):
+                _enlarge(region, rows[at : at + step].astype(np.int64), start + at)
 
     def delete(self, name: str) -> None:
         """Delete a table, or a group with all tables in it, and all references from and to them."""
@@ -277,27 +284,43 @@ class Tables:
     # ---- the end
 
     def flush(self) -> None:
-        """Give what was written to the system."""
-        self.file.flush()
+        """Give what was written to the system.
+
+        Raises:
+            OSError: it has no room.
+        """
+        if self.mode != "r":
+            self._flush(self.file)
+
+    def _flush(self, what: Any) -> None:
+        try:
+            what.flush()
+        except (OSError, RuntimeError) as error:
+            number = getattr(error, "errno", None) or EIO
+            raise OSError(number, f"Can't write it: {error}", self.path) from error
 
     def close(self) -> None:
-        """Delete what was to be dropped, and close."""
+        """Delete what was to be dropped, and close; errors as in `flush`."""
         if not self.file:
             return
-        self._known.clear()
-        if self._scratch is not None:
-            self._scratch.close()
-            self._scratch = None
-        for name in self._before if self.mode != "r" else ():
-            if name in self.file:
-                self.delete(name)
-        self.file.close()
+        try:
+            for name in self._before if self.mode != "r" else ():
+                if name in self.file:
+                    self.delete(name)
+            self.flush()
+        finally:
+            self._open.clear()
+            if self._scratch is not None:
+                self._scratch.close()
+                self._scratch = None
+            self.file.close()
 
     def __enter__(self) -> Tables:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        with contextlib.nullcontext() if kind is None else contextlib.suppress(OSError):  # of two errors the first
+            self.close()
 
     def __repr__(self) -> str:
         return f"<{len([*self])} tables of {self.path!r}>" if self.file else f"<closed {self.path!r}>"
@@ -320,16 +343,26 @@ class Tables:
         return [self.file] if self._scratch is None else [self.file, self._scratch]
 
     def _find(self, path: str) -> Any:
-        file, known = self._known.get(path, (None, None))
-        if known is not None and _is_there(file, path, known):
-            return known
+        file, found = self._open.pop(path, (None, None))
+        if found is not None and _is_there(file, path, found):
+            self._open[path] = file, found
+            return found
         for file in self._files:
             found = file.get(path)
             if found is not None:
-                if isinstance(found, h5py.Dataset):
-                    self._known[path] = file, found
+                if isinstance(found, h5py.Dataset) and found.file == file:  # one of another file would keep that open
+                    self._keep(path, file, found)
                 return found
         return None
+
+    def _keep(self, path: str, file: Any, dataset: Any) -> None:
+        """Keep a dataset open, in place of the one that was asked for least recently."""
+        while len(self._open) >= OPEN:
+            last = next(iter(self._open))
+            if self.mode != "r":
+                self._flush(self._open[last][1])  # a dataset that is let go with rows that can't be written says nothing
+            del self._open[last]
+        self._open[path] = file, dataset
 
     def _home(self, *names: str) -> Any:
         """The file to which what concerns these tables belongs."""
@@ -371,6 +404,7 @@ class Tables:
 
     def _retyped(self, dataset: Any, dtype: Any) -> Any:
         """References or regions with room for larger numbers, in place of others."""
+        self._forget(dataset.name)
         home, name, attributes = dataset.parent, dataset.name.rpartition("/")[2], dict(dataset.attrs)
         kept = {"maxshape": dataset.maxshape, "chunks": dataset.chunks, "compression": dataset.compression}
         wide = home.create_dataset("wide", dataset.shape, dtype, **kept)
@@ -381,8 +415,14 @@ class Tables:
         home.move("wide", name)
         return home[name]
 
+    def _forget(self, path: str) -> None:
+        """Keep nothing open at a path, so that its room in the file can be used again."""
+        for known in [known for known in self._open if within(known, [path.strip("/")])]:
+            del self._open[known]
+
     def _remove(self, path: str, upto: str = "") -> None:
-        """Remove what is there, and groups around it, up to one, that are empty now."""
+        """Remove what is there, and groups around it that are empty now, up to and with one."""
+        self._forget(path)
         for file in self._files:
             if path in file:
                 del file[path]
@@ -411,7 +451,7 @@ def checked_pairs(pairs: Any, parent: str, child: str, rows: Mapping[str, int]) 
 def _enlarge(region: Any, rows: Any, first: int) -> None:
     """Note pairs of these rows, that lie one behind the other from some place on."""
     wanted, starts, stops = _places(rows)
-    dense = len(wanted) and int(wanted[-1]) - int(wanted[0]) + 1 == len(wanted)
+    dense = wanted[-1] - wanted[0] + 1 == len(wanted)
     reads = (wanted[:1], wanted[-1:] + 1) if dense else (wanted, wanted + 1)
     for start, stop in runs(region, *reads):
         inside = slice(*np.searchsorted(wanted, [start, stop]))
@@ -476,9 +516,21 @@ def _places(rows: Any) -> tuple[Any, Any, Any]:
     return wanted, starts, len(rows) - np.unique(rows[::-1], return_index=True)[1]
 
 
+def _chunks(item: int, shape: tuple[int, ...]) -> Any:
+    """Of a table of such rows: some, one, or an even part of one; True, which leaves it to h5py, where they are empty."""
+    row = item * math.prod(shape)
+    if not row:
+        return True
+    part = [*shape]
+    while item * math.prod(part) > LARGEST and max(part, default=1) > 1:
+        axis = next(axis for axis, size in enumerate(part) if size > 1)
+        part[axis] = -(-part[axis] // 2)
+    return max(1, CHUNK // row), *part
+
+
 def _opened(path: str, mode: str) -> Any:
     try:
-        return h5py.File(path, mode)
+        return h5py.File(path, mode, rdcc_nbytes=CACHE)
     except OSError as error:
         raise OSError(error.errno or EINVAL, why_not(error), path) from error
 
@@ -496,7 +548,7 @@ def _unnamed(folder: str) -> Any:
     handle, path = tempfile.mkstemp(prefix=".qflow-scratch-", suffix=".h5", dir=folder)
     os.close(handle)
     try:
-        return h5py.File(path, "w")
+        return h5py.File(path, "w", rdcc_nbytes=CACHE)
     finally:
         os.unlink(path)
 

@@ -198,10 +198,9 @@ class Crew:
             if seconds <= 0:
                 return False
             began = time.monotonic()
-            asked = min(TICK, seconds)
-            printed = self.wait(asked)
+            printed = self.wait(TICK)
             took = time.monotonic() - began
-            seconds -= took if printed else min(took, asked)
+            seconds -= took if printed else min(took, TICK)
         self.channels.flush()
         return True
 

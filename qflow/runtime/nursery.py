@@ -41,6 +41,7 @@ from qflow.runtime.whereabouts import users_line
 
 STARTS = ("forkserver", "spawn", "fork")
 PRELOAD = ("numpy", "torch")
+MOST_CHANGED = 1 << 15  # characters of changed variables; behind more of them each worker loads by itself
 LINGER = 0.5  # seconds that it waits for the next pipe before it goes
 
 
@@ -63,6 +64,7 @@ class Nursery:
         self.start = start
         self._lock = threading.RLock()
         self._loaded: set[str] = set()
+        self._environment = for_workers(os.environ)  # that it has
         self._dead = self._reaped = self._asked = False
         way = Way(start, worker, lacking())
         if start == "fork":
@@ -72,7 +74,7 @@ class Nursery:
             ours, theirs = _line()
             signals = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until it ignores them
             try:
-                self.pid = _copied(ours, theirs, way) if start == "fork" else _executed(theirs, way)
+                self.pid = _copied(ours, theirs, way) if start == "fork" else _executed(theirs, way, self._environment)
             except OSError as error:
                 ours.close()
                 problem = processes_refused(1, error)
@@ -101,9 +103,14 @@ class Nursery:
 
     def _load(self, modules: Sequence[str]) -> None:
         wanted = [name for name in (*PRELOAD, *modules) if name in sys.modules and name not in self._loaded]
-        if wanted and self.start == "forkserver":
+        if not wanted or self.start != "forkserver":
+            return
+        before, now = self._environment, for_workers(os.environ)  # libraries as HDF5 look at it when they are loaded
+        changed = {name: now.get(name) for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
+        if len(repr(changed)) < MOST_CHANGED:
             self._loaded.update(wanted)
-            self._ask("load", wanted)
+            self._environment = now
+            self._ask("load", wanted, changed)
 
     def _hand_over(self, fds: Sequence[int]) -> str:
         """Hand over descriptors -> why not."""
@@ -210,12 +217,12 @@ def _line() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-def _executed(line: socket.socket, way: Way) -> int:
+def _executed(line: socket.socket, way: Way, environment: dict[str, str]) -> int:
     """A nursery that is a fresh interpreter -> its process."""
     return interpreter(
         f"server import serve; serve({line.fileno()}, {tuple(way)})",
         [line.fileno()],
-        env=for_workers(os.environ),
+        env=environment,
         process_group=0,  # a kernel signals and waits for its whole group at its end; ours ends by the lifeline
     )
 

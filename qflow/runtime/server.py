@@ -16,12 +16,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 from qflow.runtime.child import adopt_orphans, end_with
-from qflow.runtime.environment import know_lacking
+from qflow.runtime.environment import know_lacking, take_over
 from qflow.runtime.needs import processes_refused
 
 MOST_FDS = 200  # the kernel passes at most 253 descriptors in one message
@@ -106,7 +106,8 @@ class Server:
         _end_children()
         os._exit(0)
 
-    def _load(self, modules: Sequence[str]) -> None:
+    def _load(self, modules: Sequence[str], changed: Mapping[str, str | None]) -> None:
+        take_over({name: value for name, value in {**os.environ, **changed}.items() if value is not None})
         for module in modules:
             with contextlib.suppress(Exception):
                 importlib.import_module(module)

@@ -100,8 +100,8 @@ def _calls(plan: Plan) -> Iterator[Any]:
 def installed(plan: Plan) -> list[str]:
     """Installed packages that the steps name, and the user's modules below them: the nursery loads them once for all workers.
 
-    So are the modules of this library that the operators are from, as those that need HDF5. Not the user's own modules, which
-    may change, and not MPI, which only ranks must load.
+    Also the modules of this library that define the operators: `qflow.h5` loads HDF5. Not the user's own modules, which may
+    change, and not mpi4py: only ranks begin MPI (an h5py that was built with it loads the library, and begins nothing).
     """
     parts = [part for group in plan.groups for operator in group.operators for part in operator.inside]
     found = {name for value in (*parts, *_calls(plan)) if (name := _module_of(value)).startswith("qflow.")}
