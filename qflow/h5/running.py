@@ -84,8 +84,8 @@ def run(
 
     Functions work in ``n`` processes; one process, this one, writes, in the order of the slices: the output is the same for any
     number of workers. Its name is there when it is complete. After an interruption, whatever it was, ``resume=True`` goes on
-    behind the last complete slice. Holds: the slices at work, and 16 MiB of rows and pairs to be written; ranks that write
-    together hold 32 MiB each, and 1.2 KB for each slice and table.
+    behind the last complete slice. Holds: the slices at work, 16 MiB of rows and pairs to be written, and of each open
+    file at most 16 MiB of chunks; ranks that write together hold 32 MiB each, and 1.2 KB for each slice and table.
 
     Args:
         flow: `rows`, then functions, `need`, `append`, `stage`. Functions with marks have workers of their own.
