@@ -127,7 +127,8 @@ def test_what_hdf5_needs_is_loaded_once_however_many_workers(tmp_path: Any) -> N
     assert len(loaded) == len(set(loaded)) == 2
 
 
-def test_hdf5_is_loaded_with_the_variables_that_its_parent_has_then(tmp_path: Any) -> None:
+@pytest.mark.parametrize("others", [0, 3], ids=["few", "more than a message takes"])
+def test_hdf5_is_loaded_with_the_variables_that_its_parent_has_then(tmp_path: Any, others: int) -> None:
     """Though the nursery was there before they were set."""
     h5py = pytest.importorskip("h5py")
     path = tmp_path / "x.h5"
@@ -141,6 +142,7 @@ def test_hdf5_is_loaded_with_the_variables_that_its_parent_has_then(tmp_path: An
             fcntl.flock(held, fcntl.LOCK_EX)
             print(list(alive([-1])))
             os.environ["HDF5_USE_FILE_LOCKING"] = "FALSE"
+            os.environ.update({{f"OTHER{{number}}": 100_000 * "x" for number in range({others})}})
             from qflow import h5
             pipe = h5.read("x", n=2) | qf.queue(1)
             print([len(rows) for rows in pipe([(({str(path)!r}, 0, 3),)])])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import qflow as qf
 from qflow import h5
-from qflow.h5 import tables
+from qflow.h5 import datasets, regions, tables
 
 h5py = pytest.importorskip("h5py")
 NAMES = ["a", "b", "group/c"]
@@ -167,8 +167,8 @@ def test_few_datasets_stay_open(path: Path) -> None:
             file.append(f"t{number}", np.full(10, number))
             file.append("all", np.full(1, number))
         opened = h5py.h5f.get_obj_count(file.file.id, h5py.h5f.OBJ_DATASET)
-        assert opened <= tables.OPEN
-        assert file.file.id.get_access_plist().get_cache()[2] == tables.CACHE
+        assert opened <= datasets.OPEN
+        assert file.file.id.get_access_plist().get_cache()[2] == datasets.CACHE
         assert [file[f"t{number}", 3].tolist() for number in range(40)] == [[number] for number in range(40)]
         assert file["all", :].tolist() == [*range(40)]
 
@@ -186,10 +186,10 @@ def test_a_file_behind_a_link_does_not_stay_open(path: Path) -> None:
 
 
 def test_pairs_in_any_order_are_noted_in_one_pass(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "NOTED", 10)
+    monkeypatch.setattr(regions, "NOTED", 10)
     passes = []
-    enlarge = tables._enlarge
-    monkeypatch.setattr(tables, "_enlarge", lambda region, *rest: [passes.append(region.name), enlarge(region, *rest)])
+    enlarge = regions._enlarge
+    monkeypatch.setattr(regions, "_enlarge", lambda region, *rest: [passes.append(region.name), enlarge(region, *rest)])
     with h5.Tables(path, "w") as file:
         for name in "ab":
             file.append(name, np.arange(100))

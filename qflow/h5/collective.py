@@ -29,9 +29,10 @@ from h5py import h5fd, h5p, h5s, h5t
 from qflow.errors import GraphError, InternalError, ResourceError
 from qflow.graph.ranks import Rank
 from qflow.h5.block import Made, Slice
+from qflow.h5.fitting import fitted
 from qflow.h5.journal import Handed
 from qflow.h5.meeting import alternate
-from qflow.h5.tables import Tables, checked_pairs, fitted, within
+from qflow.h5.tables import Tables, checked_pairs, within
 from qflow.h5.writer import MOST, PAIR, canonical, made_by, pairs_of
 
 BYTES = 1 << 25  # that a rank writes in one call

@@ -14,8 +14,9 @@ from qflow.graph.carrier import Carrier
 from qflow.graph.flow import Each
 from qflow.graph.function import Function
 from qflow.h5.block import ALIGNED, ROWS, Block, Linked, Made, masked, rows_of
+from qflow.h5.fitting import fitted
 from qflow.h5.naming import at_work, input_name, short, table_name
-from qflow.h5.tables import Tables, fitted
+from qflow.h5.tables import Tables
 
 PAIRS, SPREAD = "pairs", "1:n"
 KINDS = (ALIGNED, SPREAD, PAIRS)

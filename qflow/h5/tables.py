@@ -27,15 +27,16 @@ import h5py  # type: ignore[import-untyped]
 import numpy as np
 
 from qflow.errors import GraphError, got
+from qflow.h5 import regions
 from qflow.h5.blocks import runs, take
+from qflow.h5.datasets import CACHE, Datasets
 from qflow.h5.files import why_not
+from qflow.h5.fitting import fitted, type_text
 from qflow.h5.references import dereference_chain, region_dtype, selected
 
 MODES = ("r", "r+", "a", "w", "x")
 CHUNK, LARGEST = 1 << 16, 1 << 20  # bytes: of whole rows; else of one row, or a part of it
 PAIRS = CHUNK // 8  # of a chunk of references
-NOTED = 1 << 16  # pairs: 10 M of them took 0.95 s so many at once, 1.4 s by a million (2 MiB of L2 cache), 1.8 s by 8192
-OPEN, CACHE = 16, 1 << 20  # datasets that stay open, and bytes of chunks that HDF5 keeps of each
 NARROW, WIDE = np.dtype("u4"), np.dtype("i8")  # of row numbers; wide where a table has 2**32 rows or more
 
 
@@ -96,8 +97,7 @@ class Tables:
         self._scratch: Any = None
         self._drop = tuple(map(_name, [drop] if isinstance(drop, str) else drop))
         self._before = {name for name in self._drop if name in self.file}  # these are deleted at last
-        # Datasets by path, with their files: to open one takes 35 us, to ask whether it is still there 9 (h5py 3.16).
-        self._open: dict[str, tuple[Any, Any]] = {}
+        self._datasets = Datasets(self._flush)
         self._links = sorted(_links_of(self.file))  # to look for them takes as long as the file has groups
 
     # ---- what is there
@@ -180,7 +180,7 @@ class Tables:
             )
         if found.dtype != dtype or found.shape[1:] != tuple(shape):
             raise GraphError(
-                f"{self.path} has a table {name!r} of {_typed(found)}, not of {_type_text(dtype, tuple(shape))}. "
+                f"{self.path} has a table {name!r} of {_typed(found)}, not of {type_text(dtype, tuple(shape))}. "
                 "Choose another name, or delete it before."
             )
         return found
@@ -198,7 +198,7 @@ class Tables:
         if table is None:
             table = self.create(name, rows.dtype, rows.shape[1:])
         if table.shape[1:] != rows.shape[1:]:
-            raise GraphError(f"The rows of {name!r} are {_typed(table)}, but got {_type_text(rows.dtype, rows.shape[1:])}.")
+            raise GraphError(f"The rows of {name!r} are {_typed(table)}, but got {type_text(rows.dtype, rows.shape[1:])}.")
         rows = fitted(rows, table.dtype, f"The rows of {name!r}")
         place = self.reserve(name, len(rows))
         table[place] = rows
@@ -265,10 +265,7 @@ class Tables:
             region = self.region(name, other)
             if start + len(pairs) > np.iinfo(region.dtype["start"]).max:  # as h5flow makes them
                 region = self._retyped(region, region_dtype)
-            rows = pairs[:, column]
-            step = NOTED if (rows[:-1] <= rows[1:]).all() else len(rows)  # else each piece would read all of the region
-            for at in range(0, len(rows), step):
-                _enlarge(region, rows[at : at + step].astype(np.int64), start + at)
+            regions.note(region, pairs[:, column], start)
 
     def delete(self, name: str) -> None:
         """Delete a table, or a group with all tables in it, and all references from and to them."""
@@ -290,10 +287,11 @@ class Tables:
         Raises:
             OSError: it has no room.
         """
-        if self.mode != "r":
-            self._flush(self.file)
+        self._flush(self.file)
 
     def _flush(self, what: Any) -> None:
+        if self.mode == "r":
+            return
         try:
             what.flush()
         except (OSError, RuntimeError) as error:
@@ -310,7 +308,7 @@ class Tables:
                     self.delete(name)
             self.flush()
         finally:
-            self._open.clear()
+            self._datasets.clear()
             if self._scratch is not None:
                 self._scratch.close()
                 self._scratch = None
@@ -320,8 +318,11 @@ class Tables:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        with contextlib.nullcontext() if kind is None else contextlib.suppress(OSError):  # of two errors the first
+        try:
             self.close()
+        except OSError:
+            if kind is None:  # of two errors the first
+                raise
 
     def __repr__(self) -> str:
         return f"<{len([*self])} tables of {self.path!r}>" if self.file else f"<closed {self.path!r}>"
@@ -344,26 +345,7 @@ class Tables:
         return [self.file] if self._scratch is None else [self.file, self._scratch]
 
     def _find(self, path: str) -> Any:
-        file, found = self._open.pop(path, (None, None))
-        if found is not None and _is_there(file, path, found):
-            self._open[path] = file, found
-            return found
-        for file in self._files:
-            found = file.get(path)
-            if found is not None:
-                if isinstance(found, h5py.Dataset) and found.file == file:  # one of another file would keep that open
-                    self._keep(path, file, found)
-                return found
-        return None
-
-    def _keep(self, path: str, file: Any, dataset: Any) -> None:
-        """Keep a dataset open, in place of the one that was asked for least recently."""
-        while len(self._open) >= OPEN:
-            last = next(iter(self._open))
-            if self.mode != "r":
-                self._flush(self._open[last][1])  # a dataset that is let go with rows that can't be written says nothing
-            del self._open[last]
-        self._open[path] = file, dataset
+        return self._datasets.find(self._files, path)
 
     def _home(self, *names: str) -> Any:
         """The file to which what concerns these tables belongs."""
@@ -405,7 +387,7 @@ class Tables:
 
     def _retyped(self, dataset: Any, dtype: Any) -> Any:
         """References or regions with room for larger numbers, in place of others."""
-        self._forget(dataset.name)
+        self._datasets.forget(dataset.name)
         home, name, attributes = dataset.parent, dataset.name.rpartition("/")[2], dict(dataset.attrs)
         kept = {"maxshape": dataset.maxshape, "chunks": dataset.chunks, "compression": dataset.compression}
         wide = home.create_dataset("wide", dataset.shape, dtype, **kept)
@@ -416,14 +398,9 @@ class Tables:
         home.move("wide", name)
         return home[name]
 
-    def _forget(self, path: str) -> None:
-        """Keep nothing open at a path, so that its room in the file can be used again."""
-        for known in [known for known in self._open if within(known, [path.strip("/")])]:
-            del self._open[known]
-
     def _remove(self, path: str, upto: str = "") -> None:
         """Remove what is there, and groups around it that are empty now, up to and with one."""
-        self._forget(path)
+        self._datasets.forget(path)
         for file in self._files:
             if path in file:
                 del file[path]
@@ -449,74 +426,6 @@ def checked_pairs(pairs: Any, parent: str, child: str, rows: Mapping[str, int]) 
     return found
 
 
-def _enlarge(region: Any, rows: Any, first: int) -> None:
-    """Note pairs of these rows, that lie one behind the other from some place on."""
-    wanted, starts, stops = _places(rows)
-    dense = wanted[-1] - wanted[0] + 1 == len(wanted)
-    reads = (wanted[:1], wanted[-1:] + 1) if dense else (wanted, wanted + 1)
-    for start, stop in runs(region, *reads):
-        inside = slice(*np.searchsorted(wanted, [start, stop]))
-        block, begin, end = region[start:stop], first + starts[inside], first + stops[inside]
-        places: Any = slice(None) if dense else wanted[inside] - start
-        old = block[places]
-        some = old["start"] != old["stop"]
-        if some.any():
-            begin = np.where(some, np.minimum(old["start"], begin), begin)
-            end = np.where(some, np.maximum(old["stop"], end), end)
-        block["start"][places], block["stop"][places] = begin, end
-        region[start:stop] = block
-
-
-def fitted(rows: Any, dtype: Any, what: str) -> Any:
-    """Rows as those of another type, if no number becomes another one and no text is cut.
-
-    >>> fitted(np.array([1, 2]), np.dtype("u1"), "These")
-    array([1, 2], dtype=uint8)
-    >>> fitted(np.array([1, 256]), np.dtype("u1"), "These")
-    Traceback (most recent call last):
-    qflow.errors.GraphError: These are uint8, in which 256 does not fit.
-
-    Floats may lose digits.
-    """
-    if rows.dtype == dtype:
-        return rows
-    if not _castable(rows.dtype, dtype):
-        raise GraphError(f"{what} are {_type_text(dtype, ())}, but got {_type_text(rows.dtype, ())}.")
-    found = rows.astype(dtype)
-    _check_same(rows, found, what)
-    return found
-
-
-def _castable(one: Any, other: Any) -> bool:
-    """Whether values of a type can be those of another one; of records field by field, by their names."""
-    if one.names or other.names:
-        return one.names == other.names and all(_castable(one[name], other[name]) for name in one.names)
-    if one.shape or other.shape:
-        return one.shape == other.shape and _castable(one.base, other.base)
-    return np.can_cast(one, other, "same_kind") or (one.kind in "iu" and other.kind in "iu")
-
-
-def _check_same(rows: Any, found: Any, what: str) -> None:
-    if found.dtype.names:
-        for one, other in zip(rows.dtype.names, found.dtype.names, strict=True):
-            _check_same(rows[one], found[other], what)
-    elif found.dtype.kind in "iuSU" and not np.can_cast(rows.dtype, found.dtype, "safe"):
-        wrong = rows[found != rows]
-        if wrong.size:
-            raise GraphError(f"{what} are {found.dtype}, in which {wrong.ravel()[0]} does not fit.")
-
-
-def _places(rows: Any) -> tuple[Any, Any, Any]:
-    """The different ones of some numbers, where each is first, and behind where it is last."""
-    steps = np.diff(rows)
-    if (steps >= 0).all():  # as functions give them; to sort them would take longer than to write them
-        edges = np.flatnonzero(steps) + 1
-        starts = np.concatenate([[0], edges])
-        return rows[starts], starts, np.concatenate([edges, [len(rows)]])
-    wanted, starts = np.unique(rows, return_index=True)
-    return wanted, starts, len(rows) - np.unique(rows[::-1], return_index=True)[1]
-
-
 def _chunks(item: int, shape: tuple[int, ...]) -> Any:
     """Of a table of such rows: some, one, or an even part of one; True, which leaves it to h5py, where they are empty."""
     row = item * math.prod(shape)
@@ -534,14 +443,6 @@ def _opened(path: str, mode: str) -> Any:
         return h5py.File(path, mode, rdcc_nbytes=CACHE)
     except OSError as error:
         raise OSError(error.errno or EINVAL, why_not(error), path) from error
-
-
-def _is_there(file: Any, path: str, dataset: Any) -> bool:
-    """Whether a path leads to this dataset. (Its own name does not say so: that stays when a group around it goes.)"""
-    try:
-        return bool(h5py.h5d.open(file.id, path.encode()) == dataset.id)
-    except (KeyError, OSError):
-        return False
 
 
 def _unnamed(folder: str) -> Any:
@@ -591,16 +492,7 @@ def _links_of(file: Any) -> list[tuple[str, str]]:
 
 
 def _typed(table: Any) -> str:
-    return _type_text(table.dtype, table.shape[1:])
-
-
-def _type_text(dtype: Any, shape: tuple[int, ...]) -> str:
-    inside = ", ".join(f"{name} {_type_text(*_base(dtype[name]))}" for name in dtype.names) if dtype.names else str(dtype)
-    return f"{inside}{list(shape) if shape else ''}"
-
-
-def _base(dtype: Any) -> tuple[Any, tuple[int, ...]]:
-    return dtype.base, dtype.shape
+    return type_text(table.dtype, table.shape[1:])
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,8 @@ import numpy as np
 
 from qflow.errors import GraphError, InternalError
 from qflow.h5.block import Block, Made, Slice
-from qflow.h5.tables import Tables, fitted
+from qflow.h5.fitting import fitted
+from qflow.h5.tables import Tables
 
 BYTES = 1 << 24  # 10 M rows of 4 bytes, linked, took 1.3 s; with 1 << 20 2.0 s, for the C library gave memory back each time
 MOST = 1000  # slices

@@ -1,0 +1,65 @@
+"""Datasets: those of some files that were asked for last stay open.
+
+To open one takes 35 us, to ask whether it is still there 9 (h5py 3.16, HDF5 2.0, local disk).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import h5py  # type: ignore[import-untyped]
+
+OPEN, CACHE = 16, 1 << 20  # how many, and bytes of chunks that HDF5 keeps of each
+
+
+@final
+class Datasets:
+    """What is found at paths; whoever changes a file by other ways is seen.
+
+    Args:
+        flush: brings a dataset to its file, before it is let go: one with rows that can't be written says nothing then.
+    """
+
+    def __init__(self, flush: Callable[[Any], None]) -> None:
+        self._flush = flush
+        self._open: dict[str, tuple[Any, Any]] = {}  # by path: files and datasets, the one that was asked for last at the end
+
+    def find(self, files: Sequence[Any], path: str) -> Any:
+        """A dataset or group of the first of some files that has one there, or None."""
+        file, found = self._open.pop(path, (None, None))
+        if found is not None and _is_there(file, path, found):
+            self._open[path] = file, found
+            return found
+        for file in files:
+            found = file.get(path)
+            if found is not None:
+                if isinstance(found, h5py.Dataset) and found.file == file:  # one of another file would keep that open
+                    self._keep(path, file, found)
+                return found
+        return None
+
+    def forget(self, path: str) -> None:
+        """Keep nothing open at a path and below, so that its room in the file can be used again."""
+        path = path.strip("/")
+        for known in [known for known in self._open if f"{known}/".startswith(f"{path}/")]:
+            del self._open[known]
+
+    def clear(self) -> None:
+        """Keep nothing open."""
+        self._open.clear()
+
+    def _keep(self, path: str, file: Any, dataset: Any) -> None:
+        while len(self._open) >= OPEN:
+            last = next(iter(self._open))
+            self._flush(self._open[last][1])
+            del self._open[last]
+        self._open[path] = file, dataset
+
+
+def _is_there(file: Any, path: str, dataset: Any) -> bool:
+    """Whether a path leads to this dataset. (Its own name does not say so: that stays when a group around it goes.)"""
+    try:
+        return bool(h5py.h5d.open(file.id, path.encode()) == dataset.id)
+    except (KeyError, OSError):
+        return False
