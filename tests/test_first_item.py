@@ -138,18 +138,18 @@ def test_hdf5_is_loaded_with_the_variables_that_its_parent_has_then(tmp_path: An
         f"""
         import fcntl, os
         import qflow as qf
-        with open({str(path)!r}, "rb") as held, qf.process(abs) | qf.queue(1) as alive:
+        with open({str(path)!r}, "rb") as held, qf.process(lambda _: os.getpid()) | qf.queue(1) as alive:
             fcntl.flock(held, fcntl.LOCK_EX)
-            print(list(alive([-1])))
+            workers = list(alive([0]))
             os.environ["HDF5_USE_FILE_LOCKING"] = "FALSE"
             os.environ.update({{f"OTHER{{number}}": 100_000 * "x" for number in range({others})}})
             from qflow import h5
             pipe = h5.read("x", n=2) | qf.queue(1)
-            print([len(rows) for rows in pipe([(({str(path)!r}, 0, 3),)])])
+            print([len(rows) for rows in pipe([(({str(path)!r}, 0, 3),)])], list(alive([0])) == workers)
         """,
         HDF5_USE_FILE_LOCKING=None,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "[1]\n[3]\n", ""), done
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[3] True\n", ""), done
 
 
 # ---- counted where it happens, in the real thing
