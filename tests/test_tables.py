@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -159,6 +161,20 @@ def test_room_of_tables_that_were_deleted_is_used_again(path: Path) -> None:
             file.delete("a")
         file.append("a", np.ones(1_000_000))
     assert os.path.getsize(path) < 2 * 8_000_000
+
+
+def test_a_file_that_is_forgotten_is_closed_at_once(path: Path) -> None:
+    file = h5.Tables(path, "w")
+    file.append("a", np.arange(3))
+    gone = weakref.ref(file)
+    gc.disable()
+    try:
+        del file
+        assert gone() is None
+    finally:
+        gc.enable()
+    with h5.Tables(path, "r+") as again:
+        assert again["a", :].tolist() == [0, 1, 2]
 
 
 def test_few_datasets_stay_open(path: Path) -> None:

@@ -5,7 +5,8 @@ To open one takes 35 us, to ask whether it is still there 9 (h5py 3.16, HDF5 2.0
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from errno import EIO
 from typing import Any, final
 
 import h5py  # type: ignore[import-untyped]
@@ -18,11 +19,11 @@ class Datasets:
     """What is found at paths; whoever changes a file by other ways is seen.
 
     Args:
-        flush: brings a dataset to its file, before it is let go: one with rows that can't be written says nothing then.
+        path: of the file, for errors; None: it is only read.
     """
 
-    def __init__(self, flush: Callable[[Any], None]) -> None:
-        self._flush = flush
+    def __init__(self, path: str | None) -> None:
+        self._path = path
         self._open: dict[str, tuple[Any, Any]] = {}  # by path: files and datasets, the one that was asked for last at the end
 
     def find(self, files: Sequence[Any], path: str) -> Any:
@@ -52,9 +53,18 @@ class Datasets:
     def _keep(self, path: str, file: Any, dataset: Any) -> None:
         while len(self._open) >= OPEN:
             last = next(iter(self._open))
-            self._flush(self._open[last][1])
+            if self._path is not None:  # one that is let go with rows that can't be written says nothing
+                flush(self._open[last][1], self._path)
             del self._open[last]
         self._open[path] = file, dataset
+
+
+def flush(what: Any, path: str) -> None:
+    """Write what h5py still holds of a file or dataset; an OSError with the path, if there is no room."""
+    try:
+        what.flush()
+    except (OSError, RuntimeError) as error:
+        raise OSError(getattr(error, "errno", None) or EIO, f"Can't write it: {error}", path) from error
 
 
 def _is_there(file: Any, path: str, dataset: Any) -> bool:

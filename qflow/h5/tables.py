@@ -20,14 +20,14 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from errno import EINVAL, EIO
+from errno import EINVAL
 from typing import Any, final
 
 import h5py  # type: ignore[import-untyped]
 import numpy as np
 
 from qflow.errors import GraphError, got
-from qflow.h5 import regions
+from qflow.h5 import datasets, regions
 from qflow.h5.blocks import runs, take
 from qflow.h5.datasets import CACHE, Datasets
 from qflow.h5.files import why_not
@@ -97,7 +97,7 @@ class Tables:
         self._scratch: Any = None
         self._drop = tuple(map(_name, [drop] if isinstance(drop, str) else drop))
         self._before = {name for name in self._drop if name in self.file}  # these are deleted at last
-        self._datasets = Datasets(self._flush)
+        self._datasets = Datasets(None if mode == "r" else self.path)
         self._links = sorted(_links_of(self.file))  # to look for them takes as long as the file has groups
 
     # ---- what is there
@@ -287,16 +287,8 @@ class Tables:
         Raises:
             OSError: it has no room.
         """
-        self._flush(self.file)
-
-    def _flush(self, what: Any) -> None:
-        if self.mode == "r":
-            return
-        try:
-            what.flush()
-        except (OSError, RuntimeError) as error:
-            number = getattr(error, "errno", None) or EIO
-            raise OSError(number, f"Can't write it: {error}", self.path) from error
+        if self.mode != "r":
+            datasets.flush(self.file, self.path)
 
     def close(self) -> None:
         """Delete what was to be dropped, and close; errors as in `flush`."""
