@@ -18,7 +18,8 @@ import pytest
 
 import qflow
 
-MODULES = ("turn", "streaming", "consumer", "ledger", "desk", "stream_desk")  # each imports those before it
+# Each imports those before it.
+MODULES = ["side", "taker", "cells", "putter", "numbered", "turn", "streaming", "consumer", "ledger", "desk", "stream_desk"]
 
 
 class Mutant(NamedTuple):
@@ -50,7 +51,7 @@ LUCK = {"processes": "they come there by luck; worlds play that very order"}
 BYTES = {"simulated": "its runs have no bound in bytes", "processes": "the same"}
 
 MUTANTS = {
-    "a dead worker's unpublished cells stay taken": Mutant("turn", "edge.cell[cell] = tag = 0", "tag = 0"),
+    "a dead worker's unpublished cells stay taken": Mutant("cells", "edge.cell[cell] = tag = 0", "tag = 0"),
     "a replacement repeats what was delivered": Mutant(
         "turn", "        elif given < skip and not parcel.kind & END:", "        elif False:"
     ),
@@ -67,7 +68,7 @@ MUTANTS = {
         {"world": "its steps give the same at every try"},
     ),
     "views of the dead are kept for ever": Mutant("turn", "        yield from taker.inherit()\n", ""),
-    "views of others are freed": Mutant("turn", "if 0 < tag < KEPT and edge.head", "if tag and edge.head"),
+    "views of others are freed": Mutant("cells", "if 0 < tag < KEPT and edge.head", "if tag and edge.head"),
     "the cursor is not handed on": Mutant(
         "turn", 'yield ("pass", claim.number + 2, job[4], offset_word(job[4], job[5]))', "pass"
     ),
@@ -76,34 +77,34 @@ MUTANTS = {
         "turn", "if inherited and not alone and (yield from _handed_on(board, out, hand[0])):", "if inherited and not alone:"
     ),
     "the claim comes after the cursor": Mutant("turn", "    job[0] = hand[0]\n", "    pass\n"),
-    "lanes are reused too early": Mutant("turn", "item >= edge.taken[0] + edge.window", "False"),
-    "the taker is not woken": Mutant("turn", "if waits and waits >> 20 in (item, ANY) and self._rung != count:", "if 0:"),
-    "the producer is not woken": Mutant("turn", 'yield ("ring", edge.first + producer)', "pass"),
+    "lanes are reused too early": Mutant("putter", "item >= edge.taken[0] + edge.window", "False"),
+    "the taker is not woken": Mutant("putter", "if waits and waits >> 20 in (item, ANY) and self.rung != count:", "if 0:"),
+    "the producer is not woken": Mutant("taker", 'yield ("ring", edge.first + producer)', "pass"),
     "the window's waiter is not woken": Mutant(
-        "turn",
+        "taker",
         '            if waits and item >= waits >> 20:\n                yield ("ring", (waits & 0xFFFFF) - 1)',
         "            if 0:\n                yield",
     ),
-    "nobody hears of the end": Mutant("turn", "        yield from ring_everybody(self.board)\n", ""),
+    "nobody hears of the end": Mutant("putter", "        yield from ring_everybody(self.board)\n", ""),
     "a dead worker's rings are lost": Mutant(
         "turn", "        yield from ring_everybody(board)\n        yield from taker", "        yield from taker"
     ),
-    "the one whose turn it is is not woken": Mutant("turn", "if TURN <= wait <= self.edge.taken[0] + TURN:", "if 0:", BYTES),
+    "the one whose turn it is is not woken": Mutant("taker", "if TURN <= wait <= self.edge.taken[0] + TURN:", "if 0:", BYTES),
     "a large value passes out of turn": Mutant(
-        "turn", "return not self._held and self._has_turn(item)", "return not self._held", BYTES
+        "cells", "return not self._held and self._has_turn(item)", "return not self._held", BYTES
     ),
-    "a large value leaves its pages": Mutant("turn", "if large and not new and edge.shape.producers > 1:", "if 0:", BYTES),
+    "a large value leaves its pages": Mutant("taker", "if large and not new and edge.shape.producers > 1:", "if 0:", BYTES),
     "pages are noted after they are there": Mutant(
-        "turn", "            self._note(cell, size)\n", "            self._all_pages += size - before\n", BYTES
+        "cells", "            self._note(cell, size)\n", "            self._all_pages += size - before\n", BYTES
     ),
     "free cells keep their pages": Mutant(
-        "turn", "            if self._all_pages <= self._most_pages:", "            if 1:", BYTES
+        "cells", "            if self._all_pages <= self._most_pages:", "            if 1:", BYTES
     ),
-    "sleep without a second look": Mutant("turn", "            if found := ready():\n                break\n", ""),
-    "a lane is written over": Mutant("turn", "if place & LOW >= edge.depth:", "if 0:"),
+    "sleep without a second look": Mutant("side", "            if found := ready():\n                break\n", ""),
+    "a lane is written over": Mutant("putter", "if place & LOW >= edge.depth:", "if 0:"),
     "a finished item is run again": Mutant("turn", "        if not finished:", "        if True:", RARE),
     "the commit comes before the entry": Mutant(
-        "turn",
+        "putter",
         ENTRY + WRITTEN + "        edge.head[lane] = place + 1\n",
         "        edge.head[lane] = place + 1\n" + WRITTEN + ENTRY,
     ),
@@ -180,7 +181,7 @@ MUTANTS = {
     "nobody is charged": Mutant("ledger", "            self._deaths[group, call] += 1\n", "            pass\n"),
     "a step that goes on is given up": Mutant("ledger", "            self._storms[group] = 0\n", "            pass\n"),
     "another's wait counts as rung": Mutant(
-        "turn",
+        "putter",
         """        count = self.edge.taker_waits[0]
         if self.board.watched:
             yield "waking"
@@ -196,15 +197,15 @@ MUTANTS = {
     "an offset counts in any entry": Mutant(
         "turn", "return word >> 32 if word & 0xFFFFFFFF == place & 0xFFFFFFFF else 0", "return word >> 32", LUCK
     ),
-    "the end of what is closed is not seen": Mutant("turn", "if head == place and place & LOW and self", "if 0 and self"),
+    "the end of what is closed is not seen": Mutant("taker", "if head == place and place & LOW and self", "if 0 and self"),
     "who waits for room lets its entry grow": Mutant(
-        "turn", "        yield from self.close(item)\n        cell", "        cell", RARE
+        "putter", "        yield from self.close(item)\n        cell", "        cell", RARE
     ),
     "a dead worker's packed cell stays taken": Mutant(
         "turn", "                yield from _tidy(taker, hand[1])\n", "                pass\n", RARE | LUCK
     ),
     "packed cells are freed before they are wholly taken": Mutant(
-        "turn", "if place != after and self.edge.head", "if self.edge.head"
+        "taker", "if place != after and self.edge.head", "if self.edge.head"
     ),
     "other results at the second try are no error": Mutant(
         "turn",

@@ -16,7 +16,7 @@ from qflow.graph.plan import SMALL
 from qflow.runtime import channels, outgoing
 from qflow.runtime.board import SMALL_CELLS, Board, shape_of, words_needed
 from qflow.runtime.desk import Desk
-from qflow.runtime.turn import Putter
+from qflow.runtime.putter import Putter
 from qflow.runtime.whereabouts import here
 
 SHAPE = (100, 200)  # 80 kB of float32, 160 kB of float64

@@ -21,7 +21,7 @@ from qflow.runtime.board import DATA, PACKED, Board, shape_of, words_needed
 from qflow.runtime.desk import Desk
 from qflow.runtime.ledger import Orders
 from qflow.runtime.packed import MOST, Filling, Numbers, Packer, Plain, Records, mark_of, other_mark, packs, read, small
-from qflow.runtime.turn import Claim, Parcel
+from qflow.runtime.side import Claim, Parcel
 
 numbers = st.integers(-(1 << 63), (1 << 63) - 1) | st.floats()
 plain = numbers | st.integers() | st.booleans() | st.none() | st.text(max_size=20) | st.binary(max_size=20)

@@ -1,4 +1,4 @@
-"""The coordination of `runtime.turn`, run in one thread: any interleaving, deaths between any two stores.
+"""The coordination, `runtime.turn` and what it uses, run in one thread: any interleaving, deaths between any two stores.
 
 Actors are the very generators that the engine drives; the world here only plays their effects.
 A killed worker is replaced by a new one on the same words.
@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qflow.runtime import consumer, streaming, turn
+from qflow.runtime import cells, consumer, side, streaming, taker, turn
 from qflow.runtime.board import DATA, END, KEPT, PACKED, POISON, VIEWS, Board, Shape, edge_shape, words_needed
 from qflow.runtime.simulation import Actor, Simulation
 
@@ -69,17 +69,17 @@ class World(Simulation):
 
     def _parcel(self, kind, value):
         packs = self.rng.random() < self.small
-        return turn.Parcel(kind, self.rng.choice(self.sizes) if self.sizes and not packs else 8, value, packs=packs)
+        return side.Parcel(kind, self.rng.choice(self.sizes) if self.sizes and not packs else 8, value, packs=packs)
 
     def _filling(self, edge):
         """The effects that write into the cells of an edge."""
         takers = range(self.shape.first[edge + 1], self.shape.first[edge + 1] + self.shape.edges[edge].takers)
 
         def fill(cell, parcel):
-            assert not any(cell in self.kept.get(taker, ()) for taker in takers), "under a view"
+            assert not any(cell in self.kept.get(who, ()) for who in takers), "under a view"
             self.cells[edge][cell] = [parcel.content] if parcel.values else []
             if cell % self.board.edges[edge].cells_each < self.shape.edges[edge].large:
-                self._check(edge, cell, turn._pages_of(parcel))
+                self._check(edge, cell, cells.pages_of(parcel))
 
         def add(cell, parcel):
             room = self.rng.random() < self.room
@@ -118,7 +118,7 @@ class World(Simulation):
     def _start(self, who, step):
         """A worker; a replacement knows nothing of its predecessor's views."""
         kept = self.kept[who] = set()
-        taker = turn.Taker(self.board, self.board.edges[step], who)
+        own = taker.Taker(self.board, self.board.edges[step], who)
         results = iter(())
 
         def values(claim):
@@ -127,15 +127,15 @@ class World(Simulation):
         def begin(claim, k, skip):
             nonlocal results
             if not skip and self.shape.edges[step + 1].most > 1 and self.rng.random() < 0.2 * self.small:
-                return turn.Parcel(DATA, 8, packs=True, values=0)
+                return side.Parcel(DATA, 8, packs=True, values=0)
             if kept and self.rng.random() < 0.5:
-                self._play(taker.unkeep(kept.pop()), self._giving_back(step))
+                self._play(own.unkeep(kept.pop()), self._giving_back(step))
             self.calls += 1
             value = (self.inbox[who] if claim.kind & PACKED else values(claim))[k]
             results = iter([self._parcel(*each) for each in outcomes(self.steps[step][0], value)])
 
         def release(claim):
-            keep = not claim.kind & PACKED and len(kept) < VIEWS and taker.holds(claim) and self.rng.random() < 0.2
+            keep = not claim.kind & PACKED and len(kept) < VIEWS and own.holds(claim) and self.rng.random() < 0.2
             if keep:
                 kept.add(claim.cell)
                 self.viewed[step].add(claim.cell)
@@ -265,7 +265,7 @@ def test_bytes_stay_within_the_shares_or_pass_alone(data, items, seed, kills, or
 def test_a_large_value_passes_when_many_cells_are_freed_at_once():
     steps = [(FUNCTIONS[0], 1)]
     world = World(range(601), steps, [1, 600], random.Random(1), small=0, memory=[None, 10**7])
-    world._parcel = lambda kind, value: turn.Parcel(kind, 2 * 10**7 if value == 601 else 8, value)
+    world._parcel = lambda kind, value: side.Parcel(kind, 2 * 10**7 if value == 601 else 8, value)
     waiting = [world.actors.pop(world.consumer)]
     while able := world.able():
         world.act(world.rng.choice(able))
@@ -279,9 +279,9 @@ def test_a_large_value_passes_when_many_cells_are_freed_at_once():
 
 def test_a_rare_giant_shrinks_again_and_nothing_else_is_ever_punched():
     for giant in (None, 20):
-        world = World(range(3 * turn.RECENT), [(FUNCTIONS[0], 1)], [3, 3], random.Random(1), small=0)
+        world = World(range(3 * cells.RECENT), [(FUNCTIONS[0], 1)], [3, 3], random.Random(1), small=0)
         sizes = iter(range(10**9))
-        world._parcel = lambda kind, value, sizes=sizes, giant=giant: turn.Parcel(
+        world._parcel = lambda kind, value, sizes=sizes, giant=giant: side.Parcel(
             kind, 200_000_000 if next(sizes) == giant else 1_000_000, value
         )
         grown = 0
@@ -354,7 +354,7 @@ def test_a_cancelled_run_comes_to_rest_from_any_point(steps, bounds, acts, seed)
         who = world.rng.choice(able)
         try:
             world.act(who)
-        except turn.Cancelled:
+        except side.Cancelled:
             del world.actors[who]
     assert not world.actors
 
@@ -402,10 +402,13 @@ def test_a_streams_slot_is_the_old_or_the_new_one_whatever_was_stored():
         assert streaming.valid_slot(torn) == (old if stores < 7 else new)
 
 
+WORLD = mutants.MODULES[: mutants.MODULES.index("turn") + 1]  # what a `World` runs, wholly
+
+
 def in_a_world(name):
     """Whether a mutant's place is one that a `World` runs."""
     module, old, *_ = mutants.MUTANTS[name]
-    return module == "turn" or old in inspect.getsource(consumer.Cursor) + inspect.getsource(consumer.Loose)
+    return module in WORLD or old in inspect.getsource(consumer.Cursor) + inspect.getsource(consumer.Loose)
 
 
 def notices(seeds):
@@ -434,7 +437,7 @@ def notices(seeds):
 
 def put_in_place(made, monkeypatch):
     """Let worlds use changed modules."""
-    for module in ("turn", "consumer"):
+    for module in (*WORLD, "consumer"):
         monkeypatch.setitem(globals(), module, made[module])
 
 

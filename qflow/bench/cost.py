@@ -30,7 +30,8 @@ from qflow.runtime.ledger import Orders
 from qflow.runtime.memory import Cells, anonymous, bytes_needed, mapped
 from qflow.runtime.packed import Filling
 from qflow.runtime.shipping import pickled
-from qflow.runtime.turn import Acting, feed, work
+from qflow.runtime.side import Acting
+from qflow.runtime.turn import feed, work
 
 STRIDE = 1 << 24
 PARTIES = ("feeder", "worker", "consumer")

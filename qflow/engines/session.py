@@ -28,8 +28,8 @@ from qflow.runtime.feeder import Feeder, feed_row, is_quick, parcels
 from qflow.runtime.heavy import warn_of_copies
 from qflow.runtime.ledger import Orders
 from qflow.runtime.shipping import carried, check_handles, pickled
+from qflow.runtime.side import Acting, Cancelled
 from qflow.runtime.store import Hold, holding
-from qflow.runtime.turn import Acting, Cancelled
 
 FEW = 4  # stores beyond those of the steps that the items of a run refer to at once; others when they come again
 CLOSED = "The run was closed while it was iterated."

@@ -35,11 +35,12 @@ from qflow.runtime.log import REGIONS, Log
 from qflow.runtime.memory import Lease, Memory
 from qflow.runtime.packed import Filling
 from qflow.runtime.shipping import carried, pickled
+from qflow.runtime.side import Acting
 from qflow.runtime.simulation import Actor, Effects, Simulation
 from qflow.runtime.store import Hold, holding
 from qflow.runtime.stream_desk import StreamDesk
 from qflow.runtime.streaming import stream
-from qflow.runtime.turn import Acting, feed, work
+from qflow.runtime.turn import feed, work
 from qflow.runtime.whereabouts import Death, here
 
 LOG = 1 << 26  # bytes of addresses for each region of a stream's log

@@ -15,8 +15,9 @@ from qflow.runtime.board import ERROR, KEPT, KINDS, PACKED, SHIFT, VIEWS, Board
 from qflow.runtime.codec import decode, path_of, poison
 from qflow.runtime.pace import Nap
 from qflow.runtime.packed import read
+from qflow.runtime.side import ANY, Acting, Claim
 from qflow.runtime.table import Reader as Table
-from qflow.runtime.turn import ANY, NOTHING, Acting, Claim, Taker
+from qflow.runtime.taker import NOTHING, Taker
 
 OVER: Any = object()  # in place of a result
 

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from qflow.runtime.board import CALLS, COUNT, DONE, OFFSET, Phase, Words
+from qflow.runtime.putter import Putter
+from qflow.runtime.side import ANY, Claim
 from qflow.runtime.template import LEAST, MORE
-from qflow.runtime.turn import ANY, Claim, Putter
 
 Function = Callable[[Any], Any]
 STEP = 1 << DONE | 1  # what one more result does to a word of ``grown``
@@ -41,7 +42,7 @@ class Dash:
         A result that has no place in the ``table`` stops it, or an exception: see ``outcome``. ``nbytes`` of a row.
         One store commits a result, and that its value is done.
         """
-        putter, slot = self.putter, self.putter._last(claim.number)
+        putter, slot = self.putter, self.putter.last(claim.number)
         assert slot is not None
         grown, size = putter.edge.grown, len(values)
         grown[slot] = now = grown[slot] & COUNT | k << DONE
@@ -59,7 +60,7 @@ class Dash:
         done = (grown[slot] >> DONE & COUNT) - k
         if done:
             table.rows += done
-            putter._hold(putter._cell, done * nbytes, done)
+            putter.hold(putter.growing_cell, done * nbytes, done)
         return k + done
 
     def _rows(self, function: Function, table: Any, each: Iterator[Any], grown: Words, slot: int, number: int) -> None:
@@ -100,6 +101,6 @@ class Dash:
         if self.putter.fenced:
             self.putter.fence()
         edge = self.putter.edge
-        if (wait := edge.taker_wait[0]) and wait >> 20 in (number, ANY) and edge.taker_waits[0] != self.putter._rung:
-            for _, who in self.putter._wake(number):
+        if (wait := edge.taker_wait[0]) and wait >> 20 in (number, ANY) and edge.taker_waits[0] != self.putter.rung:
+            for _, who in self.putter.wake(number):
                 self.ring(who)

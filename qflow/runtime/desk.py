@@ -34,9 +34,11 @@ from qflow.runtime.log import copied
 from qflow.runtime.outgoing import Outgoing
 from qflow.runtime.pace import Pace
 from qflow.runtime.packed import Filling, Packer, RecordReader, mark_of, mark_of_row, other_mark, packs, read
+from qflow.runtime.putter import Putter
+from qflow.runtime.side import Claim, Parcel
 from qflow.runtime.table import Reader as Table
 from qflow.runtime.table import Single
-from qflow.runtime.turn import Claim, Parcel, Putter, Taker
+from qflow.runtime.taker import Taker
 from qflow.runtime.whereabouts import WorkerInfo
 
 DASH = 256  # values that go the quick way before the worker looks up
@@ -512,7 +514,7 @@ class Desk:
             self.counts[2] += count
             mark = mark_of_row(table.template, value) if count == size else 0
             putter.spilled(claim.number, count, count * nbytes, k << DONE | given << GIVEN, mark << GIVEN | given)
-            for _, who in putter._wake(claim.number):
+            for _, who in putter.wake(claim.number):
                 self.ring(who)
         return given
 

@@ -22,7 +22,7 @@ from qflow.graph.run import ItemFailure
 from qflow.runtime.board import END, ERROR
 from qflow.runtime.codec import Body, decode, encode
 from qflow.runtime.log import copied
-from qflow.runtime.turn import Parcel
+from qflow.runtime.side import Parcel
 
 MOST = 64 * 1024  # bytes of a pickled exception, characters of a traceback
 

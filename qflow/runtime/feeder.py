@@ -21,10 +21,12 @@ from qflow.runtime.crew import Crew
 from qflow.runtime.failure import bytes_of, failure_of, parcel_of
 from qflow.runtime.needs import start_thread
 from qflow.runtime.packed import Filling, Numbers, Packer, packs
+from qflow.runtime.side import Acting, Cancelled, Parcel
 from qflow.runtime.store import Hold, travelling
-from qflow.runtime.turn import NUMBER, Acting, Cancelled, Parcel, feed
+from qflow.runtime.turn import feed
 
 CHUNK = 512  # numbers that are read at once
+NUMBER = 16  # bytes of a number and its index path in a cell
 _NONE: list[Any] = []
 # Iterators whose `next` is no user code.
 THERE = type(iter(range(0))), type(iter(range(1 << 70))), type(iter(_NONE)), type(iter(tuple(_NONE)))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
     from qflow.runtime.packed import Packer
-    from qflow.runtime.turn import Putter
+    from qflow.runtime.putter import Putter
 
 
 def empty(shape: SupportsIndex | Iterable[SupportsIndex], dtype: DTypeLike = float) -> NDArray[Any]:

@@ -25,10 +25,10 @@ from qflow.graph.plan import SMALL
 from qflow.runtime import table
 from qflow.runtime.board import DATA
 from qflow.runtime.codec import ALIGN, Body, Encoded, Path, decode, encode, path_of
+from qflow.runtime.side import Parcel
 from qflow.runtime.table import ODD, Alike, Part, Single
 from qflow.runtime.template import FLOAT, INT, Template, describe, of_key, of_spec
 from qflow.runtime.template import digest as template_mark
-from qflow.runtime.turn import Parcel
 
 MAGIC = 0x71667061 << 32
 RECORDS = MAGIC | 3

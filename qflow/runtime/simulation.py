@@ -14,7 +14,7 @@ from typing import Any
 
 from qflow.errors import InternalError
 from qflow.runtime.board import Board
-from qflow.runtime.turn import Acting
+from qflow.runtime.side import Acting
 
 Effects = Mapping[str, Callable[..., Any]]
 

@@ -14,8 +14,8 @@ from qflow.runtime.ledger import Verdict
 from qflow.runtime.log import Log
 from qflow.runtime.pace import Nap
 from qflow.runtime.packed import contents
+from qflow.runtime.side import Claim, Parcel
 from qflow.runtime.table import Reader as Table
-from qflow.runtime.turn import Claim, Parcel
 
 UNWRITTEN = 3  # in place of a half of the log, 1 or 2: what the stream keeps can't be sent, so nobody can go on from it
 # Bytes of records from which on the state is written anew, when it was less than a quarter of them: when no result has come

@@ -36,7 +36,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from qflow.runtime.board import KEPT, PACKED, SHIFT, Board, Words
-from qflow.runtime.turn import NOTHING, Acting, Cancelled, Claim, Numbered, Putter, Taker, ring_everybody
+from qflow.runtime.numbered import Numbered
+from qflow.runtime.putter import Putter
+from qflow.runtime.side import Acting, Cancelled, Claim, ring_everybody
+from qflow.runtime.taker import NOTHING, Taker
 
 BULK = 16  # of the 64 small entries that may wait
 

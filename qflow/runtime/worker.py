@@ -49,10 +49,11 @@ from qflow.runtime.gates import gates_of
 from qflow.runtime.ledger import Orders
 from qflow.runtime.log import REGIONS, Log
 from qflow.runtime.memory import PAGE, Cells, bytes_needed, mapped, words_of
+from qflow.runtime.side import Cancelled
 from qflow.runtime.store import Hold, holding
 from qflow.runtime.stream_desk import StreamDesk
 from qflow.runtime.streaming import stream
-from qflow.runtime.turn import Cancelled, work
+from qflow.runtime.turn import work
 from qflow.runtime.whereabouts import here
 
 CURSOR = struct.Struct("=QQQ")
