@@ -30,7 +30,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 import qflow as qf
 from qflow.graph.context import Context
 from qflow.graph.markers import CLOSE
-from qflow.graph.marks import Gather
+from qflow.graph.pool import Gather
 
 SHARED_SIZE = multiprocessing.Value("i", 2)  # here, because multiprocessing keeps its first mapping for ever
 

@@ -35,7 +35,7 @@ from qflow.config.nodes import mapping, plain, read, sequence, text, where, wron
 from qflow.errors import GraphError, listed, near
 from qflow.graph.flow import Flow, Map, Operator
 from qflow.graph.function import Function, inputs_of, makes_callables
-from qflow.graph.marks import Step
+from qflow.graph.step import Step
 from qflow.h5.inputs import Rows
 from qflow.h5.outputs import checked_attrs
 

@@ -24,7 +24,8 @@ from qflow.files.planned import outputs
 from qflow.files.record import Record, shown
 from qflow.files.writing import SWITCHES
 from qflow.graph.flow import Flow, Joins
-from qflow.graph.marks import Step, process
+from qflow.graph.marks import process
+from qflow.graph.step import Step
 
 
 def add_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> argparse.ArgumentParser:

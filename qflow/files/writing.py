@@ -21,10 +21,10 @@ from qflow.graph.carrier import Carrier
 from qflow.graph.context import RNG, Context
 from qflow.graph.flow import Beginning, Each, Operator, Queue, Stream
 from qflow.graph.function import Function, function_of, function_text, opened
-from qflow.graph.marks import Step
 from qflow.graph.options import RunOptions
 from qflow.graph.run import ItemFailure
 from qflow.graph.shard import Shard
+from qflow.graph.step import Step
 
 SAID = "files.said"  # a note
 FIRST = 8  # inputs whose sizes are looked at

@@ -16,9 +16,10 @@ import numpy as np
 from qflow.errors import GraphError, got
 from qflow.graph.flow import Each, Flow, Joins, Operator
 from qflow.graph.function import Function
-from qflow.graph.marks import Step, process
+from qflow.graph.marks import process
 from qflow.graph.ranks import Rank
 from qflow.graph.shard import Shard
+from qflow.graph.step import Step
 from qflow.h5.block import ROWS, Block, Path
 from qflow.h5.inputs import Need, Rows
 from qflow.h5.journal import Handed

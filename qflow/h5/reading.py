@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Literal, cast, overload
 
 from qflow.errors import GraphError, got
-from qflow.graph.marks import Step
 from qflow.graph.sizes import count
+from qflow.graph.step import Step
 from qflow.h5 import worker
 from qflow.h5.planning import Chunk, keys_of
 

@@ -23,8 +23,8 @@ from typing import Any, TypeVar, cast
 from qflow.errors import GraphError, describe, got
 from qflow.graph.flow import Flow, Operator
 from qflow.graph.function import Function, makes_callables
-from qflow.graph.marks import Step
 from qflow.graph.sizes import count
+from qflow.graph.step import Step
 from qflow.runtime.whereabouts import Death, attempt, here
 
 F = TypeVar("F", bound=Callable[..., Any])
