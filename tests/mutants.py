@@ -19,7 +19,7 @@ import pytest
 import qflow
 
 # Each imports those before it.
-MODULES = ["side", "taker", "cells", "putter", "numbered", "turn", "streaming", "consumer", "ledger", "desk", "stream_desk"]
+MODULES = ["side", "taker", "allocator", "putter", "numbered", "turn", "streaming", "consumer", "ledger", "desk", "stream_desk"]
 
 
 class Mutant(NamedTuple):
@@ -51,7 +51,7 @@ LUCK = {"processes": "they come there by luck; worlds play that very order"}
 BYTES = {"simulated": "its runs have no bound in bytes", "processes": "the same"}
 
 MUTANTS = {
-    "a dead worker's unpublished cells stay taken": Mutant("cells", "edge.cell[cell] = tag = 0", "tag = 0"),
+    "a dead worker's unpublished cells stay taken": Mutant("allocator", "edge.cell[cell] = tag = 0", "tag = 0"),
     "a replacement repeats what was delivered": Mutant(
         "turn", "        elif given < skip and not parcel.kind & END:", "        elif False:"
     ),
@@ -68,7 +68,7 @@ MUTANTS = {
         {"world": "its steps give the same at every try"},
     ),
     "views of the dead are kept for ever": Mutant("turn", "        yield from taker.inherit()\n", ""),
-    "views of others are freed": Mutant("cells", "if 0 < tag < KEPT and edge.head", "if tag and edge.head"),
+    "views of others are freed": Mutant("allocator", "if 0 < tag < KEPT and edge.head", "if tag and edge.head"),
     "the cursor is not handed on": Mutant(
         "turn", 'yield ("pass", claim.number + 2, job[4], offset_word(job[4], job[5]))', "pass"
     ),
@@ -91,14 +91,14 @@ MUTANTS = {
     ),
     "the one whose turn it is is not woken": Mutant("taker", "if TURN <= wait <= self.edge.taken[0] + TURN:", "if 0:", BYTES),
     "a large value passes out of turn": Mutant(
-        "cells", "return not self._held and self._has_turn(item)", "return not self._held", BYTES
+        "allocator", "return not self._held and self._has_turn(item)", "return not self._held", BYTES
     ),
     "a large value leaves its pages": Mutant("taker", "if large and not new and edge.shape.producers > 1:", "if 0:", BYTES),
     "pages are noted after they are there": Mutant(
-        "cells", "            self._note(cell, size)\n", "            self._all_pages += size - before\n", BYTES
+        "allocator", "            self._note(cell, size)\n", "            self._all_pages += size - before\n", BYTES
     ),
     "free cells keep their pages": Mutant(
-        "cells", "            if self._all_pages <= self._most_pages:", "            if 1:", BYTES
+        "allocator", "            if self._all_pages <= self._most_pages:", "            if 1:", BYTES
     ),
     "sleep without a second look": Mutant("side", "            if found := ready():\n                break\n", ""),
     "a lane is written over": Mutant("putter", "if place & LOW >= edge.depth:", "if 0:"),

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qflow.runtime import cells, consumer, side, streaming, taker, turn
+from qflow.runtime import allocator, consumer, side, streaming, taker, turn
 from qflow.runtime.board import DATA, END, KEPT, PACKED, POISON, VIEWS, Board, Shape, edge_shape, words_needed
 from qflow.runtime.simulation import Actor, Simulation
 
@@ -79,7 +79,7 @@ class World(Simulation):
             assert not any(cell in self.kept.get(who, ()) for who in takers), "under a view"
             self.cells[edge][cell] = [parcel.content] if parcel.values else []
             if cell % self.board.edges[edge].cells_each < self.shape.edges[edge].large:
-                self._check(edge, cell, cells.pages_of(parcel))
+                self._check(edge, cell, allocator.pages_of(parcel))
 
         def add(cell, parcel):
             room = self.rng.random() < self.room
@@ -279,7 +279,7 @@ def test_a_large_value_passes_when_many_cells_are_freed_at_once():
 
 def test_a_rare_giant_shrinks_again_and_nothing_else_is_ever_punched():
     for giant in (None, 20):
-        world = World(range(3 * cells.RECENT), [(FUNCTIONS[0], 1)], [3, 3], random.Random(1), small=0)
+        world = World(range(3 * allocator.RECENT), [(FUNCTIONS[0], 1)], [3, 3], random.Random(1), small=0)
         sizes = iter(range(10**9))
         world._parcel = lambda kind, value, sizes=sizes, giant=giant: side.Parcel(
             kind, 200_000_000 if next(sizes) == giant else 1_000_000, value

@@ -4,7 +4,7 @@ A channel's cells lie in one sparse ``memfd``: each has a huge fixed stride of a
 pages only as it is written, so that any item fits one cell and no memory is mapped per item (fresh
 pages cost 1.4 GB/s, warm ones 20 to 50, design notes section 5). Nothing is in /dev/shm, nothing has
 a name, and the pages go with the last process. The size is sealed, so nobody can cut a page away. A cell keeps its pages
-until holes are punched: when bytes are bounded, after a rare giant (`cells`), or between runs (`channels`).
+until holes are punched: when bytes are bounded, after a rare giant (`allocator`), or between runs (`channels`).
 
 Where the kernel has no ``memfd``, a file without a name takes its place. Its folder may be full, and a write
 to a page that it can't have ends the process (SIGBUS): there, pages are allocated before they are written.

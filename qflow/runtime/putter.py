@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qflow.runtime.allocator import Allocator
 from qflow.runtime.board import (
     CLOSED,
     COUNT,
@@ -19,11 +20,10 @@ from qflow.runtime.board import (
     Board,
     Edge,
 )
-from qflow.runtime.cells import Cells
 from qflow.runtime.side import ANY, FREED, Acting, Parcel, ring_everybody
 
 
-class Putter(Cells):
+class Putter(Allocator):
     """Puts results into an edge: the cells of one producer, and the lanes of its items."""
 
     def __init__(self, board: Board, edge: Edge, producer: int) -> None:

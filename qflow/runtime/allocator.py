@@ -1,4 +1,4 @@
-"""Cells: the memory of one producer of an edge: which of its cells are free, and what each has pages for.
+"""Allocator: which cells of one producer of an edge are free, and what each has pages for.
 
 A cell keeps the pages of the largest value that it ever held, for warm memory costs nothing. They are noted, and given
 back when nothing as large was put for long, or when the edge's bytes are bounded (`EdgeShape.share`) and others need
@@ -22,8 +22,8 @@ RECENT = 256
 LEAST_SHRUNK = 1 << 20  # bytes; smaller cells never are
 
 
-class Cells(Side):
-    """The cells of one producer. Those that were published are held until their taker has freed them."""
+class Allocator(Side):
+    """Gives out the cells of one producer. Those that were published are held until their taker has freed them."""
 
     def __init__(self, board: Board, edge: Edge, producer: int) -> None:
         super().__init__(board, edge, edge.first + producer)
