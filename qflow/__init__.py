@@ -42,10 +42,11 @@ from qflow.graph.mix import mix
 from qflow.graph.rebatch import rebatch
 from qflow.graph.regroup import pack, repack, unpack
 from qflow.graph.repeat import repeat
-from qflow.graph.run import ItemFailure, Run, run
+from qflow.graph.run import ItemFailure, Run
 from qflow.graph.shard import shard
 from qflow.graph.shuffle import shuffle
 from qflow.graph.source import source
+from qflow.graph.start import run
 from qflow.graph.take import take
 
 if TYPE_CHECKING:

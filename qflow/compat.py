@@ -20,13 +20,14 @@ from multiprocessing.synchronize import SEM_VALUE_MAX  # type: ignore[attr-defin
 from typing import Any
 
 from qflow.errors import GraphError, WorkerDied, got
+from qflow.graph.engine import Engine
 from qflow.graph.flow import Flow, Joins, Sourced
 from qflow.graph.function import callable_text
 from qflow.graph.marks import pool, process
 from qflow.graph.marks import queue as bounded
 from qflow.graph.plan import Group
 from qflow.graph.regroup import Pack, Repack, Unpack, pack, repack, unpack
-from qflow.graph.run import Engine, Run, StepStats
+from qflow.graph.run import Run, StepStats
 from qflow.graph.sizes import Size, count
 from qflow.graph.step import Step
 

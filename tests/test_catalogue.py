@@ -75,7 +75,7 @@ from test_replay import first_try, kill
 
 import qflow as qf
 from qflow.engines.processes import Processes
-from qflow.graph.row import NO_ITEM
+from qflow.graph.attempt import NO_ITEM
 from qflow.runtime.crew import Crew
 from qflow.runtime.supervisor import Supervisor
 

@@ -528,7 +528,8 @@ def test_closing_from_another_thread_ends_the_loop():
 
 
 def test_a_stream_that_ends_before_its_input(engine):
-    from qflow.graph.flow import Accumulator, Stream
+    from qflow.graph.accumulator import Accumulator
+    from qflow.graph.flow import Stream
 
     class First(Stream):
         name = "first"

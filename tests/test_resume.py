@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 import qflow as qf
 from qflow.engines.simulated import Simulated
+from qflow.graph.attempt import Watch
 from qflow.graph.options import RunOptions
 from qflow.graph.reading import readings
 from qflow.graph.resume import resumption
-from qflow.graph.row import Row, Watch
+from qflow.graph.row import Row
 
 pytestmark = pytest.mark.usefixtures("one_nursery")
 

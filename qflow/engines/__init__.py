@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from qflow.graph.run import register
+from qflow.graph.engine import register
 
 if TYPE_CHECKING:
     from qflow.engines.processes import Processes

@@ -17,7 +17,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, final
 
 from qflow.errors import GraphError, got
-from qflow.graph.run import Engine, Run
+from qflow.graph.engine import Engine
+from qflow.graph.run import Run
 from qflow.graph.sizes import count
 from qflow.runtime import nursery
 

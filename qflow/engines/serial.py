@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Any, final
 from zlib import crc32
 
 from qflow.errors import annotate
+from qflow.graph.attempt import FAILED, Result, Watch
 from qflow.graph.carrier import reported
 from qflow.graph.context import Context, borrowed
+from qflow.graph.engine import Engine
 from qflow.graph.flow import Flow
 from qflow.graph.options import RunOptions
+from qflow.graph.path import Path, index_of
 from qflow.graph.plan import Plan
 from qflow.graph.reading import Reading, readings
 from qflow.graph.resume import resumption
-from qflow.graph.row import FAILED, Path, Result, Row, Watch, index_of
-from qflow.graph.run import Engine, ItemFailure, Run, Told
+from qflow.graph.row import Row
+from qflow.graph.run import ItemFailure, Run, Told
 from qflow.runtime.whereabouts import here
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from qflow.engines.warm import Warm, warm_of
 from qflow.errors import GraphError
 from qflow.graph.flow import Flow
 from qflow.graph.options import RunOptions
+from qflow.graph.path import Path
 from qflow.graph.plan import Plan
 from qflow.graph.reading import Reading, readings
 from qflow.graph.resume import Resumption, resumption
-from qflow.graph.row import Path
 from qflow.graph.run import NotYet, Run, StepStats, Told
 from qflow.runtime import books
 from qflow.runtime.consumer import OVER, Consumer

@@ -17,13 +17,14 @@ from typing import Any, final
 import numpy as np
 
 from qflow.graph.context import borrowed
+from qflow.graph.engine import Engine
 from qflow.graph.flow import Flow
 from qflow.graph.options import RunOptions
+from qflow.graph.path import Path
 from qflow.graph.plan import SMALL, Plan
 from qflow.graph.reading import readings
 from qflow.graph.resume import resumption
-from qflow.graph.row import Path
-from qflow.graph.run import Engine, Run, StepStats
+from qflow.graph.run import Run, StepStats
 from qflow.graph.sizes import count
 from qflow.runtime import books
 from qflow.runtime.board import Board, shape_of, words_needed

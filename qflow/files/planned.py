@@ -10,8 +10,8 @@ from qflow.files.names import check_apart
 from qflow.files.reading import Read, Skipping
 from qflow.files.writing import Write, check_folder, defaults_of
 from qflow.graph.flow import Flow, Joins, Queue
-from qflow.graph.run import check_flow_params
 from qflow.graph.source import check_source
+from qflow.graph.start import check_flow_params
 
 
 class Output(NamedTuple):

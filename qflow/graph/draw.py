@@ -84,6 +84,11 @@ class Placed:
         return self.top + self.height
 
 
+def picture(flow: Flow[Any, Any]) -> dict[str, str]:
+    """How a notebook shows a flow."""
+    return {"text/plain": repr(flow), "text/html": svg(flow), "image/svg+xml": svg(flow, literal=True)}
+
+
 def svg(flow: Flow[Any, Any], *, literal: bool = False) -> str:
     """A flow as SVG: with the page's colours, or with literal ones on a ground of its own.
 

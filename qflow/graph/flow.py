@@ -16,9 +16,11 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, NamedTuple, Self, TypeAlias, TypeVar, cast, final, overload
 
 from qflow.errors import GraphError, blame, got, not_quiet
-from qflow.graph import run as runs
+from qflow.graph import start as starting
+from qflow.graph.accumulator import Accumulator
 from qflow.graph.carrier import Carrier
 from qflow.graph.context import Context, Setting
+from qflow.graph.engine import release
 from qflow.graph.function import Function, function_of, function_text, is_function, opened
 from qflow.graph.markers import SKIP
 from qflow.graph.options import NOTHING, Options, Retry, RunOptions
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
     from qflow.graph.take import Take
 
     Same: TypeAlias = Repeat | Shuffle | Take  # their results are their values
-    from qflow.graph.run import Engine, ItemFailure, Run
+    from qflow.graph.engine import Engine
+    from qflow.graph.run import ItemFailure, Run
 
 A = TypeVar("A", contravariant=True)
 B = TypeVar("B", covariant=True)
@@ -323,67 +326,6 @@ class Stream(Operator[A, B]):
         yield from kept.finish()
 
 
-class Accumulator(ABC):
-    """A stream at work: takes values, gives results, and keeps what it has not yet given."""
-
-    done = False
-    """It needs no more values."""
-    ends = False
-    """It may come to that before they end."""
-    whole = False
-    """It takes no value apart."""
-    skip = 0
-    """How many elements of the next value were used before; 1 of a value that is not taken apart."""
-    used = 1
-    """How many elements of the value at work are used, those that were skipped, too."""
-
-    wants_paths = False
-    """It looks at ``path``, the index path of the value at work."""
-    path: tuple[int, ...] = ()
-
-    @abstractmethod
-    def add(self, value: Any) -> Iterator[Any]:
-        """The results that a value brings."""
-
-    def take(self, values: list[Any]) -> int:
-        """Take the first of several values, none of which brings a result -> how many; a quicker way for many."""
-        return 0
-
-    @property
-    def missing(self) -> int:
-        """How many more values it expects to take before its next result; 0: it can't tell."""
-        return 0
-
-    def finish(self) -> Iterator[Any]:
-        """The results that come when there are no more values."""
-        return iter(())
-
-    def cut(self) -> None:  # noqa: B027  most have nothing to do
-        """There may be more values, but a later stream needs none."""
-
-    def origin(self, path: tuple[int, ...]) -> tuple[int, ...]:
-        """After a result, from where the next one comes: the index path of a value, which was at work, or came before, and
-        what `again` needs to know."""
-        return (*path, self.used)
-
-    def over(self, head: tuple[int, ...]) -> bool:
-        """Whether it needs no more values of a repetition of the source."""
-        return self.done
-
-    def head(self, path: tuple[int, ...]) -> tuple[int, ...]:
-        """Where the source is repeated, the repetition to which a result belongs that comes at a value."""
-        return path[:1]
-
-    def again(self, words: tuple[int, ...]) -> None:
-        """Begin in the midst of a run: the first value is that of an `origin`, with its words."""
-        (self.skip,) = words
-
-    @property
-    @abstractmethod
-    def state(self) -> Any:
-        """What must be known to go on from here, in values that can be sent; None: nothing."""
-
-
 def results(result: Any) -> Iterable[Any]:
     """The values that a function's result stands for: itself, none (SKIP), or those of an iterator."""
     if result is SKIP:
@@ -556,7 +498,7 @@ class Flow(Joins[A, B]):
         """
         if len(source) != 1:
             raise GraphError(f"A flow is called with one source, as in `pipe(xs)`, but got {len(source)} arguments.")
-        return runs.start(self, source[0], engine, options)
+        return starting.start(self, source[0], engine, options)
 
     def plan(self, **options: Any) -> Plan:
         """How an engine runs it: groups of steps, their workers and the channels between them.
@@ -564,11 +506,11 @@ class Flow(Joins[A, B]):
         Args:
             options: as a run has them, ``memory``, ``n`` and the other defaults for marks.
         """
-        return runs.plan(self, options)
+        return starting.plan(self, options)
 
     def close(self) -> None:
         """End its warm workers, if any. The flow can be run again."""
-        runs.release(self)
+        release(self)
 
     def __enter__(self) -> Flow[A, B]:
         return self
@@ -601,7 +543,9 @@ class Flow(Joins[A, B]):
         return self
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return runs.picture(self)
+        from qflow.graph.draw import picture
+
+        return picture(self)
 
 
 @final
@@ -638,13 +582,13 @@ class Sourced(Flow[Any, B]):
     def __call__(self, *source: Any, engine: str | Engine = "processes", **options: Any) -> Run[B]:
         if source:
             raise GraphError(f"{self!r} has a source already, but got {got(source[0])}. Call it without one: `flow()`.")
-        return runs.start(self, self.source, engine, options)
+        return starting.start(self, self.source, engine, options)
 
     def __iter__(self) -> Iterator[B]:
         return iter(self())
 
     def __len__(self) -> int:
-        return runs.length(self, self.source)
+        return starting.length(self, self.source)
 
     def __bool__(self) -> bool:
         return True

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from itertools import takewhile
 from typing import Any, ParamSpec, TypeVar, final
 
+from qflow.graph.accumulator import Accumulator
 from qflow.graph.context import Context
-from qflow.graph.flow import Accumulator, Each, Operator, Stream, results
+from qflow.graph.flow import Each, Operator, Stream, results
 from qflow.graph.markers import CLOSE, Quoted
 from qflow.graph.regroup import grouped
 from qflow.graph.step import Step

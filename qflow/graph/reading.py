@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from qflow.errors import GraphError
 from qflow.graph.context import Context
+from qflow.graph.path import Path
 from qflow.graph.plan import Plan
 from qflow.graph.resume import FRESH, Resumption
-from qflow.graph.row import Path
 from qflow.graph.shard import Shard
 from qflow.graph.source import Source, items, picked, source_length, use
 

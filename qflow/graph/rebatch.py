@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final
 
 from qflow.errors import GraphError, blame, got
-from qflow.graph.flow import ALL, Accumulator
+from qflow.graph.accumulator import Accumulator
+from qflow.graph.flow import ALL
 from qflow.graph.regroup import Sized
 from qflow.graph.sizes import Size, read_size
 

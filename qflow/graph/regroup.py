@@ -12,7 +12,8 @@ from itertools import islice
 from typing import Any, TypeVar, final
 
 from qflow.errors import GraphError, blame, got
-from qflow.graph.flow import ALL, Accumulator, Each, Operator, Stream
+from qflow.graph.accumulator import Accumulator
+from qflow.graph.flow import ALL, Each, Operator, Stream
 from qflow.graph.sizes import Size, read_size, show_size, size
 from qflow.graph.source import is_grouped
 

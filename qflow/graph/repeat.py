@@ -18,8 +18,9 @@ import itertools
 from collections.abc import Iterator
 from typing import Any, final
 
+from qflow.graph.accumulator import Accumulator
 from qflow.graph.context import Context, Setting
-from qflow.graph.flow import Accumulator, Operator, Stream
+from qflow.graph.flow import Operator, Stream
 from qflow.graph.sizes import count
 
 

@@ -1,6 +1,6 @@
 """Resume: go on behind a result of an earlier run.
 
-The path of a result says for each stream before it from where it has to go on, down to the source (`row`). So the state of a
+The path of a result says for each stream before it from where it has to go on, down to the source (`path`). So the state of a
 run is the path of the last result that was given out, with what must be the same: the flow, seed and epoch.
 
     source   |  item 17 ...          read from there on
@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from qflow.errors import GraphError
 from qflow.graph.flow import Queue, Stream
 from qflow.graph.options import VERSION
-from qflow.graph.row import Path, Start, index_of, origin_of
+from qflow.graph.path import Path, index_of, origin_of
+from qflow.graph.row import Start
 from qflow.graph.shard import Shard
 
 if TYPE_CHECKING:

@@ -1,34 +1,23 @@
-"""Run: the seam between a flow and the engines.
-
-`Flow` calls `start`; engines register here by name and are loaded on first use. An engine has
-two methods, and a run is an iterator that can be closed.
-"""
+"""Run: an iterator over a flow's results that can be closed, and what it tells of its steps and of what failed."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar, cast, overload
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from qflow.errors import GraphError, StepTimeout, got
-from qflow.graph.context import check_params
-from qflow.graph.options import MARK_WORDS, RunOptions, options_of
-from qflow.graph.sizes import budget
-from qflow.graph.source import check_source, lifted, source_length
+from qflow.graph.options import RunOptions
 
 if TYPE_CHECKING:
-    from qflow.graph.flow import Flow, Joins, Operator
+    from qflow.graph.path import Path
     from qflow.graph.plan import Plan
     from qflow.graph.resume import Failing, Resumption
-    from qflow.graph.row import Path
 
-_UNKNOWN = (
+UNKNOWN = (
     "The number of results is not known before they came: the source, a generator step, `qf.filter`, `qf.unpack` "
     "or `qf.repack` decides it."
 )
@@ -121,7 +110,7 @@ class Run(ABC, Iterator[B], Generic[B]):
         """The next result, or `Told` of a failure, or StopIteration at the end; may raise `NotYet` after ``_deadline``."""
 
     def _last(self) -> tuple[Path, int]:
-        """The index path of the last result that was given out, and how many there were; see `row`."""
+        """The index path of the last result that was given out, and how many there were; see `path`."""
         raise GraphError(f"{type(self).__name__} does not know the paths of its results.")
 
     def close(self) -> None:
@@ -288,7 +277,7 @@ class Run(ABC, Iterator[B], Generic[B]):
 
     def __len__(self) -> int:
         if self._length is None:
-            raise TypeError(_UNKNOWN)
+            raise TypeError(UNKNOWN)
         return self._length
 
     def __bool__(self) -> bool:
@@ -333,185 +322,3 @@ class StepStats:
     retried: int = 0
     died: int = 0
     recycled: int = 0
-
-
-class Engine(ABC):
-    """A way to run a plan."""
-
-    @abstractmethod
-    def start(self, flow: Flow[Any, Any], plan: Plan, source: Iterable[Any], length: int | None, options: RunOptions) -> Run[Any]:
-        """Check the source and start to fill; the flow owns what is kept warm."""
-
-    def release(self, flow: Flow[Any, Any]) -> None:  # noqa: B027  most engines keep nothing
-        """End what is kept warm for a flow."""
-
-
-_engines: dict[str, str | Engine] = {}
-
-
-def register(name: str, where: str) -> None:
-    """Make an engine known: a name, and the module that has it as ``engine``."""
-    _engines[name] = where
-
-
-def engine_of(wanted: str | Engine) -> Engine:
-    """The engine of a name, loaded on first use."""
-    if isinstance(wanted, Engine):
-        return wanted
-    found = _engines.get(wanted) if isinstance(wanted, str) else None
-    if found is None:
-        raise GraphError(
-            f"`engine` is one of {', '.join(map(repr, _engines))}, or an engine of qf.engines, but got {got(wanted)}."
-        )
-    if isinstance(found, str):
-        found = _engines[wanted] = importlib.import_module(found).engine
-    return found
-
-
-def plan(flow: Flow[Any, Any], options: dict[str, Any]) -> Plan:
-    """The flow's plan for this moment: sizes read, workers counted."""
-    return _plan(flow.operators, options)
-
-
-def _plan(operators: tuple[Operator[Any, Any], ...], options: dict[str, Any]) -> Plan:
-    from qflow.graph.plan import make_plan
-
-    defaults = {word: value for word, value in options.items() if word != "memory"}
-    memory = budget(options.get("memory"), 'pipe(xs, memory="4GB")')
-    return make_plan(operators, options_of(defaults, "pipe(xs, {})"), memory)
-
-
-def length(flow: Flow[Any, Any], source: Any) -> int:
-    """The number of results, or TypeError."""
-    from qflow.graph.flow import row_length
-
-    known = row_length(flow.operators, source_length(source))
-    if known is None:
-        raise TypeError(_UNKNOWN)
-    return known
-
-
-def start(flow: Flow[Any, Any], source: Any, engine: str | Engine, given: dict[str, Any]) -> Run[Any]:
-    """Check everything that can be checked, then let the engine begin."""
-    from qflow.graph.flow import row_length
-
-    check_source(source, explicit=True)
-    source = lifted(source)
-    own = {field.name for field in dataclasses.fields(RunOptions)}
-    defaults = {word: value for word, value in given.items() if word not in own}
-    unknown = next((word for word in defaults if word not in MARK_WORDS or word == "name"), None)
-    if unknown is not None:
-        words = ", ".join(f"`{word}=`" for word in ("engine", *sorted(own), *sorted(MARK_WORDS - {"name"})))
-        raise GraphError(f"A run has no option `{unknown}`: there are {words}.")
-    options = RunOptions(**{word: value for word, value in given.items() if word in own})
-    chosen = engine_of(engine)
-    check_flow_params(flow, options.params)
-    marks = options_of(defaults, "pipe(xs, {})")
-    begun = _begun(source, tuple(operator.filled(marks) for operator in flow.operators), options)
-    source, operators, options = begun.source, begun.operators, begun.options
-    planned = dataclasses.replace(_plan(operators, defaults | {"memory": options.memory}), notes=begun.notes)
-    items = source_length(source)
-    length = row_length(planned.operators, items)
-    if options.resume is not None:
-        from qflow.graph.resume import check_flow
-
-        check_flow(planned, items, options.resume)
-        length = None if length is None else max(0, length - options.resume.get("results", 0))
-    run = chosen.start(flow, planned, source, length, options)
-    if planned.last is not None:
-        run = planned.last.follow(run)
-    run._source_length = items
-    run._endings += begun.endings
-    run._report = begun.failed
-    return run
-
-
-def check_flow_params(flow: Flow[Any, Any], params: Mapping[str, Any]) -> None:
-    """A GraphError for parameters of a run that no operator names, for names that have no value, and for carriers left adrift."""
-    from qflow.graph.flow import differing
-
-    row = [each for operator in flow.operators for each in operator.inside]
-    names, needs, given, owned, adrift = {}, {}, {*chain.from_iterable(each.backs for each in row)}, set[str](), ""
-    labels = differing(operator.name for operator in flow.operators)
-    for label, operator in zip(labels, flow.operators, strict=True):
-        names[label], needs[label] = set[str](), list[str]()
-        for each in operator.inside:
-            needs[label] += [name for function in each.functions for name in function.needs if name not in given]
-            names[label] |= {name for function in each.functions for name in function.parameters} - owned | each.takes
-            given = set() if each.lands else given | each.gives
-            owned = set() if each.lands else owned | each.owns
-            adrift = "" if each.lands else each.adrift or adrift
-    if adrift:
-        raise GraphError(adrift)
-    check_params(params, names, needs)
-
-
-class _Begun(NamedTuple):
-    """How a run begins, where operators say it."""
-
-    source: Any
-    operators: tuple[Operator[Any, Any], ...]
-    options: RunOptions
-    endings: list[Any]
-    notes: Mapping[str, Any]
-    failed: Callable[[ItemFailure], Any] | None
-
-
-def _begun(source: Any, given: tuple[Operator[Any, Any], ...], options: RunOptions) -> _Begun:
-    from qflow.graph.flow import Queue
-
-    operators, endings, failed, notes, whole = given, list[Any](), None, dict[str, Any](), False
-    for number, operator in reversed([*enumerate(given)]):
-        found = None if whole else operator.begins(given[:number], source, options)
-        if found is not None:
-            source, whole = found.source, found.whole
-            operators = (*found.operators, *operators[number + 1 :])
-            endings += [found.ended] if found.ended else []
-            plain = all(isinstance(each, Queue) or each.last for each in given[number + 1 :])
-            failed, notes = failed or (found.failed if plain else None), {**found.notes, **notes}
-    if not whole and options.resume is not None and options.resume.get("stored") is not None:
-        raise GraphError(
-            "The state is of a run that read a cache of other steps, or of another source. "
-            "Go on with those, or begin anew without `resume=`."
-        )
-    if options.on_error == "report" and failed is None:
-        raise GraphError('`on_error="report"` is for flows that end with `qf.files.write`. Write "skip" or "collect".')
-    on_error = options.on_error or ("report" if failed else "raise")
-    return _Begun(source, operators, dataclasses.replace(options, on_error=on_error), endings, notes, failed)
-
-
-def release(flow: Flow[Any, Any]) -> None:
-    """End what any loaded engine keeps warm for a flow."""
-    for known in _engines.values():  # also one whose module was imported, and never asked for by its name
-        engine = getattr(sys.modules.get(known), "engine", None) if isinstance(known, str) else known
-        if engine is not None:
-            engine.release(flow)
-
-
-@overload
-def run(step_or_flow: Joins[A, B], source: Iterable[A], **options: Any) -> Run[B]: ...
-@overload
-def run(step_or_flow: Callable[[A], Iterator[B]], source: Iterable[A], **options: Any) -> Run[B]: ...
-@overload
-def run(step_or_flow: Callable[[A], B], source: Iterable[A], **options: Any) -> Run[B]: ...
-def run(step_or_flow: Any, source: Iterable[Any], **options: Any) -> Run[Any]:
-    """Run one step or flow over a source.
-
-    >>> import qflow as qf
-    >>> list(qf.run(qf.pack(2), "a b c".split(), engine="serial"))
-    [['a', 'b'], ['c']]
-
-    Args:
-        step_or_flow: an operator, flow or plain function.
-        source, options: as in ``flow(source, ...)``.
-    """
-    from qflow.graph.flow import Flow
-
-    return Flow(step_or_flow)(source, **options)
-
-
-def picture(flow: Flow[Any, Any]) -> dict[str, str]:
-    """How a notebook shows a flow."""
-    from qflow.graph.draw import svg
-
-    return {"text/plain": repr(flow), "text/html": svg(flow), "image/svg+xml": svg(flow, literal=True)}

@@ -21,8 +21,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, final
 
+from qflow.graph.accumulator import Accumulator
 from qflow.graph.context import PLAIN, Context, generator
-from qflow.graph.flow import Accumulator, Stream
+from qflow.graph.flow import Stream
 from qflow.graph.sizes import count, whole
 
 BLOCK, BITS = 1024, 32

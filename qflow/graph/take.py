@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, TypeVar, final
 
-from qflow.graph.flow import Accumulator, Stream
+from qflow.graph.accumulator import Accumulator
+from qflow.graph.flow import Stream
 from qflow.graph.sizes import whole
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from qflow.errors import TransportError, annotate
-from qflow.graph.row import Path, index_of
+from qflow.graph.path import Path, index_of
 from qflow.graph.run import ItemFailure, Told
 from qflow.runtime.board import ERROR, KEPT, KINDS, PACKED, SHIFT, VIEWS, Board
 from qflow.runtime.codec import decode, path_of, poison

@@ -18,11 +18,13 @@ from itertools import islice
 from typing import Any
 
 from qflow.errors import NondeterministicStep, TransportError
+from qflow.graph.attempt import FAILED, LAST, MANY, NO_ITEM, Caught, Failed, Results, Watch, fewer, other
 from qflow.graph.context import PLAIN, Context
 from qflow.graph.markers import CLOSE, MARKS
 from qflow.graph.options import NOTHING
+from qflow.graph.path import Path
 from qflow.graph.plan import SMALL, Group
-from qflow.graph.row import FAILED, LAST, MANY, NO_ITEM, Caught, Failed, Kept, Path, Results, Row, Watch, fewer, other
+from qflow.graph.row import Kept, Row
 from qflow.runtime import heap
 from qflow.runtime.board import CALLS, DATA, DONE, END, ERROR, GIVEN, OFFSET, PACKED, VIEWS, Board, Phase
 from qflow.runtime.codec import decode, digest, encode, path_of, poison

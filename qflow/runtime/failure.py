@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import cloudpickle
 
 from qflow.errors import QFlowError, RemoteTraceback, StepError, annotate
+from qflow.graph.attempt import Failed
 from qflow.graph.carrier import reported
-from qflow.graph.row import Failed, index_of
+from qflow.graph.path import index_of
 from qflow.graph.run import ItemFailure
 from qflow.runtime.board import END, ERROR
 from qflow.runtime.codec import Body, decode, encode

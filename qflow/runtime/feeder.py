@@ -11,11 +11,13 @@ from itertools import chain, islice
 from typing import Any
 
 from qflow.errors import TransportError, describe
+from qflow.graph.attempt import FAILED, Failed, Watch
 from qflow.graph.context import PLAIN, Context
+from qflow.graph.path import Path
 from qflow.graph.plan import Plan
 from qflow.graph.reading import Reading
 from qflow.graph.resume import FRESH, Resumption
-from qflow.graph.row import FAILED, Failed, Path, Row, Watch
+from qflow.graph.row import Row
 from qflow.runtime.board import DATA, END
 from qflow.runtime.crew import Crew
 from qflow.runtime.failure import bytes_of, failure_of, parcel_of

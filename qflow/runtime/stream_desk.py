@@ -7,7 +7,8 @@ import time
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
-from qflow.graph.row import NO_ITEM, Kept, Place, Row
+from qflow.graph.attempt import NO_ITEM
+from qflow.graph.row import Kept, Place, Row
 from qflow.runtime.board import PACKED, Board
 from qflow.runtime.desk import Desk
 from qflow.runtime.ledger import Verdict

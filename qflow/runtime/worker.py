@@ -36,9 +36,9 @@ from typing import Any, NamedTuple
 
 from qflow.errors import ResourceError
 from qflow.graph import bytesizes
+from qflow.graph.attempt import Failed
 from qflow.graph.context import drawn_seed, seed_globals
 from qflow.graph.plan import Group
-from qflow.graph.row import Failed
 from qflow.runtime import heap, output
 from qflow.runtime.board import Board, Phase, Shape, words_needed
 from qflow.runtime.desk import Desk

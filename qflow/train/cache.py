@@ -30,8 +30,9 @@ from tempfile import mkdtemp
 from typing import Any, NamedTuple, final
 
 from qflow.errors import GraphError, got
+from qflow.graph.accumulator import Accumulator
 from qflow.graph.fingerprint import Unknown, fingerprint
-from qflow.graph.flow import Accumulator, Beginning, Each, Operator, Queue, Stream
+from qflow.graph.flow import Beginning, Each, Operator, Queue, Stream
 from qflow.graph.options import RunOptions
 from qflow.graph.repeat import Repeat
 from qflow.graph.run import Run

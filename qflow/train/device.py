@@ -29,7 +29,7 @@ import torch
 
 from qflow.errors import GraphError, got
 from qflow.graph.flow import Operator
-from qflow.graph.row import Path
+from qflow.graph.path import Path
 from qflow.graph.run import NotYet, Run, StepStats
 from qflow.graph.sizes import whole
 from qflow.runtime.locks import Locks
