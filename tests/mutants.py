@@ -1,6 +1,6 @@
 """Mutants: the coordination with one place changed. Each must be noticed by whoever runs that place.
 
-`test_turn` plays `turn` and the consumer's cursors as plain values, `test_simulated` runs flows in one thread,
+`test_turn` plays `turn`, what it uses, and the consumer's cursors as plain values, `test_simulated` runs flows in one thread,
 `test_mutants` runs them in real processes.
 """
 
@@ -18,7 +18,7 @@ import pytest
 
 import qflow
 
-# Each imports those before it.
+# None imports one behind it.
 MODULES = ["side", "taker", "allocator", "putter", "numbered", "turn", "streaming", "consumer", "ledger", "desk", "stream_desk"]
 
 

@@ -22,7 +22,7 @@ from test_processes import delivered
 import qflow as qf
 from qflow.engines.processes import Processes
 from qflow.engines.warm import warm_of
-from qflow.runtime import allocator, putter, side, streaming, taker, turn
+from qflow.runtime import allocator, numbered, putter, side, streaming, taker, turn
 
 pytestmark = pytest.mark.usefixtures("one_nursery")
 
@@ -122,7 +122,7 @@ def named_points(module):
 
 
 def test_the_points_are_all_that_there_are():
-    assert set(POINTS) == set().union(*map(named_points, (side, taker, allocator, putter, turn, streaming)))
+    assert set(POINTS) == set().union(*map(named_points, (side, taker, allocator, putter, numbered, turn, streaming)))
 
 
 def comes_to(point, group):

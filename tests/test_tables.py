@@ -184,7 +184,7 @@ def test_few_datasets_stay_open(path: Path) -> None:
             file.append("all", np.full(1, number))
         opened = h5py.h5f.get_obj_count(file.file.id, h5py.h5f.OBJ_DATASET)
         assert opened <= datasets.OPEN
-        assert file.file.id.get_access_plist().get_cache()[2] == datasets.CACHE
+        assert file.file.id.get_access_plist().get_cache()[2] == tables.CACHE
         assert [file[f"t{number}", 3].tolist() for number in range(40)] == [[number] for number in range(40)]
         assert file["all", :].tolist() == [*range(40)]
 
@@ -316,6 +316,73 @@ def test_numbers_that_are_too_large_for_references_widen_them(path: Path, monkey
         assert file["a", "a", [0, 299]].tolist() == [[255, 256], [0, None]]
 
 
+def test_a_failure_to_widen_references_can_be_repeated(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "NARROW", np.dtype("u1"))
+    with h5.Tables(path, "w", compression="gzip") as file:
+        file.append("a", np.arange(300))
+        file.link("a", "a", [[0, 255]])
+        with monkeypatch.context() as patch:
+            patch.setattr(tables, "runs", lambda *_: 1 / 0)  # amid it, as where the disk is full
+            with pytest.raises(ZeroDivisionError):
+                file.link("a", "a", [[0, 256]])
+        file.link("a", "a", [[0, 256]])
+        assert file["a", "a", [0]].tolist() == [[255, 256]]
+        assert [*file.file["a/ref/a"]] == ["ref", "ref_region"]
+
+
+def test_a_compression_is_kept_with_its_level(path: Path) -> None:
+    with h5py.File(path, "w") as file:  # as somebody else made them
+        options = {"compression": "gzip", "compression_opts": 9, "shuffle": True, "chunks": (8, 2), "maxshape": (None, 2)}
+        file.create_dataset("a/ref/b/ref", (0, 2), "u1", **options)
+        for one, other in ("ab", "ba"):
+            file[f"{one}/data"] = np.arange(300)
+            file.create_dataset(f"{one}/ref/{other}/ref_region", (300,), [("start", "i4"), ("stop", "i4")], maxshape=(None,))
+    with h5.Tables(path, "r+") as file:
+        file.link("a", "b", [[299, 2]])
+        ref, _ = file.ref("a", "b")
+        assert (ref.dtype, ref.compression, ref.compression_opts, ref.shuffle) == ("i8", "gzip", 9, True)
+
+
+def test_a_table_has_one_name_however_it_is_written(path: Path) -> None:
+    with h5.Tables(path, "w") as file:
+        file.append("reco//a", np.arange(2))
+        file.append("c", np.arange(2))
+        file.link("/reco///a/", "c", [[0, 0], [1, 1]])
+        file.append("reco/a", np.arange(3))
+        assert file.links() == file.links("reco//a") == [("reco/a", "c")]
+        assert file["reco/a", "c", [4, 1]].tolist() == [[None], [1]]
+        file.delete("reco//a")
+        assert (file.links(), [*file]) == ([], ["c"])
+
+
+def test_what_is_masked_is_not_written(path: Path) -> None:
+    masked = np.ma.array([1, 2, 3], mask=[False, True, False])
+    with h5.Tables(path, "w") as file:
+        with pytest.raises(qf.GraphError, match=r"The table 'a' gets rows without a mask.*`rows.filled\(0\)`"):
+            file.append("a", masked)
+        assert [*file] == []
+        file.append("a", masked.filled(0))
+        file.append("a", masked[::2])
+        assert file["a", :].tolist() == [1, 0, 3, 1, 3]
+        file.link("a", "a", np.ma.array([[0, 0], [1, 2], [4, 4]], mask=[[0, 0], [0, 1], [0, 0]]))
+        assert file.ref("a", "a")[0][:].tolist() == [[0, 0], [4, 4]]
+        file.link("a", "a", np.ma.masked_all((2, 2), int))
+        assert len(file.ref("a", "a")[0]) == 2
+
+
+def test_a_group_is_no_table(path: Path) -> None:
+    """Tables may lie in a group named data."""
+    with h5.Tables(path, "w") as file:
+        file.append("run/data", np.arange(3))
+        assert [*file] == ["run/data"]
+        assert "run/data" in file
+        assert "run" not in file
+        with pytest.raises(KeyError, match="no table 'run'; there are 'run/data'"):
+            file["run"]
+        with pytest.raises(qf.GraphError, match="'run' can't be a table, for there are others in 'run/data'"):
+            file.append("run", np.arange(3))
+
+
 @pytest.mark.parametrize(
     ("what", "error", "said"),
     [
@@ -325,14 +392,17 @@ def test_numbers_that_are_too_large_for_references_widen_them(path: Path, monkey
         (lambda file: file[3], qf.GraphError, 'Write `file\\["hits"\\]`'),
         (lambda file: file.link("A", "B", [[0, 1], [0, 100]]), IndexError, "row 100 of 'B', which has 100 rows. Nothing was"),
         (lambda file: file.link("A", "B", [[0, -1]]), IndexError, "row -1 of 'B'"),
-        (lambda file: file.link("A", "B", [0, 1]), qf.GraphError, "integers \\[pairs, 2\\], but got int64\\[2\\]"),
-        (lambda file: file.link("A", "B", [[0.5, 1]]), qf.GraphError, "but got float64\\[1, 2\\]"),
+        (lambda file: file.link("A", "B", [0, 1]), qf.GraphError, "integers \\[pairs, 2\\], but got ndarray int64\\[2\\]"),
+        (lambda file: file.link("A", "B", [[0.5, 1]]), qf.GraphError, "but got ndarray float64\\[1, 2\\]"),
         (lambda file: file.append("A", [0.5]), qf.GraphError, "The rows of 'A' are int64, but got float64"),
         (lambda file: file.append("A", [[1, 2]]), qf.GraphError, "The rows of 'A' are int64, but got int64\\[2\\]"),
         (lambda file: file.append("A", 3), qf.GraphError, "an array of at least one dimension"),
         (lambda file: file.create("A", [("x", "f4", (2,))]), qf.GraphError, "'A' of int64, not of x float32\\[2\\]"),
         (lambda file: file.delete("D"), KeyError, "has no 'D'; there are the tables 'A', 'B', 'C'"),
         (lambda file: file.create("", int), qf.GraphError, "A table has a name"),
+        (lambda file: file.create("./A", int), qf.GraphError, "of which no part is 'ref' or '.', but got './A'"),
+        (lambda file: file.append("D", ["text"]), qf.GraphError, "of a type that HDF5 has, but got <U4. For texts write bytes"),
+        (lambda file: file.create("D", "M8[s]"), qf.GraphError, "of a type that HDF5 has, .*For times write numbers"),
     ],
 )
 def test_what_is_wrong_is_told_and_the_file_is_as_it_was(three: Any, what: Any, error: type, said: str) -> None:

@@ -1,6 +1,7 @@
-"""Marks: ``process``, ``pool`` and ``thread`` promise workers to a function, which stays a plain callable.
+"""Marks: ``process``, ``pool`` and ``thread`` promise workers to a function.
 
-The marked function: ``read(x)`` is its own result. A marked class binds constructor arguments when it is called.
+The marked function stays a plain callable: ``read(x)`` is its own result. A marked class binds constructor arguments when
+it is called (`step`).
 """
 
 from __future__ import annotations
@@ -20,10 +21,8 @@ from qflow.graph.step import Process, Step, Thread
 A = TypeVar("A", contravariant=True)
 B = TypeVar("B", covariant=True)
 P = ParamSpec("P")
-R = TypeVar("R")
 X = TypeVar("X")
 Y = TypeVar("Y")
-Z = TypeVar("Z")
 
 
 def _markable(value: Any, word: str) -> Function:

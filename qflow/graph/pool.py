@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 @final
 class Pool(Step[A, B, P, R]):
-    """A function applied to the elements of lists; see `pool`.
+    """A function applied to the elements of lists; see `qf.pool`.
 
     An engine runs it as scatter | elements | gather: the elements travel one by one, a CLOSE
     after each list, so that the lists of several items are worked on at the same time.

@@ -193,7 +193,7 @@ def _changed_copy(origin: Step[Any, Any, Any, Any], bound: Any, init: Any, optio
 
 @final
 class Process(Step[A, B, P, R]):
-    """A function with worker processes; see `process`."""
+    """A function with worker processes; see `qf.process`."""
 
     word = "process"
     placement = "process"
@@ -201,7 +201,7 @@ class Process(Step[A, B, P, R]):
 
 @final
 class Thread(Step[A, B, P, R]):
-    """A function with worker threads in one process; see `thread`."""
+    """A function with worker threads in one process; see `qf.thread`."""
 
     word = "thread"
     placement = "thread"

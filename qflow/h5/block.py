@@ -10,14 +10,12 @@ appends on, for where they will lie is known when they are written.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple, final
 
-import h5py  # type: ignore[import-untyped]
 import numpy as np
 
-from qflow.errors import GraphError, describe, got
+from qflow.errors import GraphError, got
 from qflow.graph.carrier import Carrier
 from qflow.graph.function import Function
 from qflow.graph.markers import SKIP
@@ -252,37 +250,8 @@ def _kept(array: Any) -> Any:
     return found
 
 
-def masked(mask: Any, keep: int = 1) -> tuple[Any, Any]:
-    """Of a mask, also of records: where all of it is True, and where some is, over its first ``keep`` dimensions."""
-    if mask.dtype.names:
-        parts = [masked(mask[name], keep) for name in mask.dtype.names]
-        return np.all([each for each, _ in parts], axis=0), np.any([each for _, each in parts], axis=0)
-    axes = tuple(range(keep, mask.ndim))
-    return mask.all(axis=axes), mask.any(axis=axes)
-
-
-def rows_of(value: Any, what: str) -> Any:
-    """Rows as an array of a type that a file can have, or a TypeError."""
-    if isinstance(value, np.ma.MaskedArray):
-        if masked(np.ma.getmaskarray(value), 0)[1].any():
-            raise TypeError(f"{what} gets rows without a mask. Say what stands for what is missing: `rows.filled(0)`.")
-        value = value.data
-    rows = np.asarray(value)
-    if not rows.ndim or not _fits(rows.dtype):
-        text = describe(value) if rows.ndim else got(value)
-        hint = " For texts write bytes, `np.char.encode(rows)`." if rows.dtype.kind == "U" else ""
-        hint = " For times write numbers, `rows.astype('i8')`." if rows.dtype.kind in "mM" else hint
-        raise TypeError(f"{what} gets rows, an array of a type that HDF5 has, of fixed size, but got {text}.{hint}")
-    return rows
-
-
-@lru_cache(maxsize=256)
-def _fits(dtype: Any) -> bool:
-    """Whether a file can have rows of a type, and a journal."""
-    if dtype.hasobject:
-        return False
-    try:
-        h5py.h5t.py_create(dtype, logical=True)
-    except TypeError:
-        return False
-    return True
+def at_work(value: Any, word: str) -> Block:
+    """A block, or a TypeError that says where ``h5.<word>`` stands."""
+    if not isinstance(value, Block):
+        raise TypeError(f'`h5.{word}` stands behind `h5.rows`, but got {got(value)}. Write `h5.rows("hits") | h5.{word}(...)`.')
+    return value

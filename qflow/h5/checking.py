@@ -16,6 +16,7 @@ from qflow.graph.flow import Operator, Queue, Stream
 from qflow.graph.function import Function, inputs_of
 from qflow.h5.block import Path
 from qflow.h5.inputs import Need, Rows
+from qflow.h5.naming import normal
 from qflow.h5.outputs import PAIRS, Append
 from qflow.h5.tables import Tables
 
@@ -39,7 +40,7 @@ def check(
         with _at(each):
             _checked(each, seen, params)
     for name in drop:
-        if not any(f"{table}/".startswith(f"{name.strip('/')}/") for table in seen.tables()):
+        if not any(f"{table}/".startswith(f"{normal(name)}/") for table in seen.tables()):
             raise GraphError(f"`drop` has no table {name!r}{near(name, seen.tables())}: there are {listed(seen.tables())}.")
 
 

@@ -32,6 +32,7 @@ from qflow.h5.block import Made, Slice
 from qflow.h5.fitting import fitted
 from qflow.h5.journal import Handed
 from qflow.h5.meeting import alternate
+from qflow.h5.naming import normal
 from qflow.h5.tables import Tables, checked_pairs, within
 from qflow.h5.writer import MOST, PAIR, canonical, made_by, pairs_of
 
@@ -109,7 +110,7 @@ class Collective:
     """
 
     def __init__(self, comm: Any, table: str, drop: Sequence[str]) -> None:
-        self._comm, self._table, self._drop = comm, table, [name.strip("/") for name in drop]
+        self._comm, self._table, self._drop = comm, table, [normal(name) or name for name in drop]
 
     def write(
         self, path: str, own: Sequence[Sizes], slices: Iterable[Handed], declared: Mapping[str, Any], compression: Any

@@ -1,4 +1,4 @@
-"""Datasets: those of some files that were asked for last stay open.
+"""Datasets: of some files, those that were asked for last stay open.
 
 To open one takes 35 us, to ask whether it is still there 9 (h5py 3.16, HDF5 2.0, local disk).
 """
@@ -11,19 +11,20 @@ from typing import Any, final
 
 import h5py  # type: ignore[import-untyped]
 
-OPEN, CACHE = 16, 1 << 20  # how many, and bytes of chunks that HDF5 keeps of each
+OPEN = 16
 
 
 @final
 class Datasets:
-    """What is found at paths; whoever changes a file by other ways is seen.
+    """What is found at paths; what others change in the files meanwhile is seen.
 
     Args:
-        path: of the file, for errors; None: it is only read.
+        path: of the first file, for errors.
+        writes: the files are written, too.
     """
 
-    def __init__(self, path: str | None) -> None:
-        self._path = path
+    def __init__(self, path: str, *, writes: bool) -> None:
+        self._path, self._writes = path, writes
         self._open: dict[str, tuple[Any, Any]] = {}  # by path: files and datasets, the one that was asked for last at the end
 
     def find(self, files: Sequence[Any], path: str) -> Any:
@@ -51,11 +52,12 @@ class Datasets:
         self._open.clear()
 
     def _keep(self, path: str, file: Any, dataset: Any) -> None:
+        """Keep a dataset open, in place of those that were asked for least recently."""
         while len(self._open) >= OPEN:
-            last = next(iter(self._open))
-            if self._path is not None:  # one that is let go with rows that can't be written says nothing
-                flush(self._open[last][1], self._path)
-            del self._open[last]
+            oldest = next(iter(self._open))
+            if self._writes:  # one that is let go with rows that can't be written says nothing
+                flush(self._open[oldest][1], self._path)
+            del self._open[oldest]
         self._open[path] = file, dataset
 
 

@@ -20,8 +20,9 @@ from qflow.graph.flow import Each
 from qflow.graph.function import Function, function_text, inputs_of, is_iterable
 from qflow.graph.sizes import count
 from qflow.h5 import readers
-from qflow.h5.block import Block, Path, Slice, rows_of
-from qflow.h5.naming import at_work, input_name, short, table_name
+from qflow.h5.block import Block, Path, Slice, at_work
+from qflow.h5.fitting import rows_of
+from qflow.h5.naming import input_name, normal, short, table_name
 
 BYTES = 1 << 20  # of a slice of a table that has no chunks
 
@@ -256,7 +257,8 @@ def _check_places(start: int, stop: int | None) -> None:
 
 def _path(name: str, path: Any) -> Path:
     text, *more = path if isinstance(path, tuple | list) and path else (path,)
-    tables = tuple(part.strip().strip("/") for part in text.split("->")) if isinstance(text, str) else ()
-    if not all(tables) or not tables or more not in ([], ["index"]):
+    tables = [normal(part.strip("/ ")) for part in text.split("->")] if isinstance(text, str) else []
+    found = tuple(table for table in tables if table is not None)
+    if len(found) < len(tables) or not found or more not in ([], ["index"]):
         raise GraphError(f'The path of {name!r} is "hits -> tracks", or ("hits -> tracks", "index"), but got {got(path)}.')
-    return Path(tables, bool(more))
+    return Path(found, bool(more))

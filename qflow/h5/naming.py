@@ -5,21 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from qflow.errors import GraphError, got
-from qflow.h5.block import Block
 
 
-def at_work(value: Any, word: str) -> Block:
-    """A block, or a TypeError that says where ``h5.<word>`` stands."""
-    if not isinstance(value, Block):
-        raise TypeError(f'`h5.{word}` stands behind `h5.rows`, but got {got(value)}. Write `h5.rows("hits") | h5.{word}(...)`.')
-    return value
+def normal(name: Any) -> str | None:
+    """The name of a table, or of a group of them, as all write it: without slashes that lead nowhere; None: it is none.
+
+    >>> normal("/reco//hits/"), normal("hits/ref"), normal("./hits")
+    ('reco/hits', None, None)
+    """
+    parts = [part for part in name.split("/") if part] if isinstance(name, str) else []
+    return "/".join(parts) if parts and not {".", "ref"} & {*parts} else None
 
 
 def table_name(name: Any, word: str) -> str:
-    """The name of a table without slashes around it, or a GraphError."""
-    if not isinstance(name, str) or not name.strip("/ ") or "->" in name or "ref" in name.split("/"):
+    """The name of a table, or a GraphError."""
+    found = normal(name.strip("/ ")) if isinstance(name, str) and "->" not in name else None
+    if found is None:
         raise GraphError(f"`{word}` takes the name of a table, as 'hits' or 'reco/hits', but got {got(name)}.")
-    return name.strip("/ ")
+    return found
 
 
 def short(table: str) -> str:

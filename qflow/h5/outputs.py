@@ -9,13 +9,13 @@ from typing import Any, final
 
 import numpy as np
 
-from qflow.errors import GraphError, describe, got
+from qflow.errors import GraphError, got
 from qflow.graph.carrier import Carrier
 from qflow.graph.flow import Each
 from qflow.graph.function import Function
-from qflow.h5.block import ALIGNED, ROWS, Block, Linked, Made, masked, rows_of
-from qflow.h5.fitting import fitted
-from qflow.h5.naming import at_work, input_name, short, table_name
+from qflow.h5.block import ALIGNED, ROWS, Block, Linked, Made, at_work
+from qflow.h5.fitting import as_pairs, fitted, masked, rows_of
+from qflow.h5.naming import input_name, short, table_name
 from qflow.h5.tables import Tables
 
 PAIRS, SPREAD = "pairs", "1:n"
@@ -123,12 +123,7 @@ class Append(Each[Carrier, Carrier]):
         """Pairs that were given, without those that are masked."""
         if pairs is None:
             raise ValueError(f"`h5.linked` for {self.table!r} has no pairs with {other!r}.")
-        found = np.ma.asarray(pairs) if isinstance(pairs, np.ma.MaskedArray) else np.asarray(pairs)
-        found = found if found.size else np.empty((0, 2), np.int64)
-        if found.ndim != 2 or found.shape[1] != 2 or found.dtype.kind not in "iu":
-            raise TypeError(f"Pairs for {self.table!r} are integers [pairs, 2], but got {describe(found)}.")
-        if isinstance(found, np.ma.MaskedArray):
-            found = found.data[~np.ma.getmaskarray(found).any(axis=1)]
+        found = as_pairs(pairs, f"Pairs for {self.table!r}")
         first, last = block.length(other)
         for column, start, stop, where in (
             (0, first, last, f"of {other!r}"),

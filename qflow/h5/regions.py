@@ -1,4 +1,8 @@
-"""Regions: for each row of a table from where to where among its references those of the row lie."""
+"""Regions: for each row of a table from where to where among its references those of the row lie.
+
+What lies between may be others' references, too: a region is from the first of a row's to behind the last, and grows when
+more are appended. So they are noted without a look at the references before.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,8 @@ def note(region: Any, rows: Any, first: int) -> None:
     """Note pairs that lie one behind the other from some place on.
 
     Args:
-        region: a dataset of `qflow.h5.references.region_dtype`, with all these rows.
+        region: a dataset of ``start`` and ``stop``, at least as long as the largest of these rows wants; its integers can
+            be as large as the last place.
         rows: of each pair its row.
         first: the place of the first pair.
     """

@@ -27,15 +27,17 @@ import h5py  # type: ignore[import-untyped]
 import numpy as np
 
 from qflow.errors import GraphError, got
-from qflow.h5 import datasets, regions
+from qflow.h5 import regions
 from qflow.h5.blocks import runs, take
-from qflow.h5.datasets import CACHE, Datasets
+from qflow.h5.datasets import Datasets, flush
 from qflow.h5.files import why_not
-from qflow.h5.fitting import fitted, type_text
+from qflow.h5.fitting import as_pairs, bare, fitted, hint, storable, type_text
+from qflow.h5.naming import normal
 from qflow.h5.references import dereference_chain, region_dtype, selected
 
 MODES = ("r", "r+", "a", "w", "x")
 CHUNK, LARGEST = 1 << 16, 1 << 20  # bytes: of whole rows; else of one row, or a part of it
+CACHE = 1 << 20  # bytes of chunks that HDF5 keeps of each open dataset
 PAIRS = CHUNK // 8  # of a chunk of references
 NARROW, WIDE = np.dtype("u4"), np.dtype("i8")  # of row numbers; wide where a table has 2**32 rows or more
 
@@ -97,7 +99,7 @@ class Tables:
         self._scratch: Any = None
         self._drop = tuple(map(_name, [drop] if isinstance(drop, str) else drop))
         self._before = {name for name in self._drop if name in self.file}  # these are deleted at last
-        self._datasets = Datasets(None if mode == "r" else self.path)
+        self._datasets = Datasets(self.path, writes=mode != "r")
         self._links = sorted(_links_of(self.file))  # to look for them takes as long as the file has groups
 
     # ---- what is there
@@ -107,7 +109,7 @@ class Tables:
         return iter(sorted(itertools.chain.from_iterable(map(_tables_of, self._files))))
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._find(f"{_name(name)}/data") is not None
+        return normal(name) is not None and self._data(_name(name)) is not None
 
     def __getitem__(self, names: Any) -> Any:
         if isinstance(names, str):
@@ -122,8 +124,8 @@ class Tables:
             return self._rows(first, sel)
         steps = [self.ref(*pair) for pair in itertools.pairwise(path)]
         refs, directions = zip(*steps, strict=True)
-        regions = [self.region(*pair) for pair in itertools.pairwise(path)]
-        return dereference_chain(sel, refs, tables[-1], regions, ref_directions=directions)
+        places = [self.region(*pair) for pair in itertools.pairwise(path)]
+        return dereference_chain(sel, refs, tables[-1], places, ref_directions=directions)
 
     @staticmethod
     def _rows(table: Any, sel: Any) -> Any:
@@ -169,11 +171,15 @@ class Tables:
         """A table without rows; one that is there already with this type and shape of a row stays as it is.
 
         Raises:
-            GraphError: it is there with another type or shape.
+            GraphError: it is there with another type or shape, or HDF5 has no such type.
         """
         name, dtype = _name(name), np.dtype(dtype)
-        found = self._find(f"{name}/data")
+        found = self._data(name)
         if found is None:
+            if not storable(dtype):
+                raise GraphError(f"The table {name!r} has rows of a type that HDF5 has, but got {dtype}.{hint(dtype)}")
+            if self._find(f"{name}/data") is not None:
+                raise GraphError(f"{name!r} can't be a table, for there are others in '{name}/data'. Choose another name.")
             chunks = _chunks(dtype.itemsize, tuple(shape))
             return self._home(name).create_dataset(
                 f"{name}/data", (0, *shape), dtype, maxshape=(None, *shape), chunks=chunks, compression=self.compression
@@ -189,12 +195,15 @@ class Tables:
         """Append rows to a table, which is made if it is not there -> where they lie.
 
         Raises:
-            GraphError: the rows are of another type or shape than the table's.
+            GraphError: the rows are of another type or shape than the table's, or some are masked.
         """
-        rows = np.asarray(rows)
+        try:
+            rows = bare(rows, f"The table {name!r}")
+        except TypeError as error:
+            raise GraphError(str(error)) from None
         if not rows.ndim:
             raise GraphError(f"`append` takes rows, an array of at least one dimension, but got {got(rows.item())}.")
-        table = self._find(f"{_name(name)}/data")
+        table = self._data(_name(name))
         if table is None:
             table = self.create(name, rows.dtype, rows.shape[1:])
         if table.shape[1:] != rows.shape[1:]:
@@ -224,7 +233,8 @@ class Tables:
 
         Args:
             parent, child: tables. What is linked before as (child, parent) stays so; the columns are those of this call.
-            pairs: integers ``[pairs, 2]``: a row of ``parent``, a row of ``child``. The same again is there twice.
+            pairs: integers ``[pairs, 2]``: a row of ``parent``, a row of ``child``. The same again is there twice; those
+                that are masked are left out.
         Raises:
             IndexError: a row is not there.
             GraphError: these are no pairs.
@@ -288,7 +298,7 @@ class Tables:
             OSError: it has no room.
         """
         if self.mode != "r":
-            datasets.flush(self.file, self.path)
+            flush(self.file, self.path)
 
     def close(self) -> None:
         """Delete what was to be dropped, and close; errors as in `flush`."""
@@ -349,8 +359,13 @@ class Tables:
             self._scratch = _unnamed(os.path.dirname(os.path.abspath(self.path)))
         return self._scratch
 
+    def _data(self, name: str) -> Any:
+        """A table's dataset, or None."""
+        found = self._find(f"{name}/data")
+        return found if isinstance(found, h5py.Dataset) else None
+
     def _table(self, name: str) -> Any:
-        found = self._find(f"{_name(name)}/data")
+        found = self._data(_name(name))
         if found is None:
             raise KeyError(f"{self.path} has no table {name!r}; there are {self._listing()}.")
         return found
@@ -381,7 +396,10 @@ class Tables:
         """References or regions with room for larger numbers, in place of others."""
         self._datasets.forget(dataset.name)
         home, name, attributes = dataset.parent, dataset.name.rpartition("/")[2], dict(dataset.attrs)
-        kept = {"maxshape": dataset.maxshape, "chunks": dataset.chunks, "compression": dataset.compression}
+        if "wide" in home:  # of a try that failed
+            del home["wide"]
+        words = "maxshape", "chunks", "compression", "compression_opts", "shuffle", "fletcher32"
+        kept = {word: getattr(dataset, word) for word in words}
         wide = home.create_dataset("wide", dataset.shape, dtype, **kept)
         for start, stop in runs(dataset, np.array([0]), np.array([len(dataset)])):
             wide[start:stop] = dataset[start:stop].astype(dtype)
@@ -406,11 +424,10 @@ class Tables:
 
 def checked_pairs(pairs: Any, parent: str, child: str, rows: Mapping[str, int]) -> Any:
     """Pairs of rows of two tables, which have so many, as an array ``[pairs, 2]``; errors as in `Tables.link`."""
-    found = np.asarray(pairs)
-    if not found.size:
-        found = np.empty((0, 2), np.int64)
-    if found.ndim != 2 or found.shape[1] != 2 or found.dtype.kind not in "iu":
-        raise GraphError(f"`pairs` are integers [pairs, 2], but got {found.dtype}{list(found.shape)}.")
+    try:
+        found = as_pairs(pairs, "`pairs`")
+    except TypeError as error:
+        raise GraphError(str(error)) from None
     for column, name in enumerate((parent, child)):
         wrong = found[(found[:, column] < 0) | (found[:, column] >= rows[name]), column]
         if wrong.size:
@@ -448,10 +465,11 @@ def _unnamed(folder: str) -> Any:
 
 
 def _name(name: Any) -> str:
-    """A name of a table without slashes around it."""
-    if not isinstance(name, str) or not name.strip("/") or "ref" in name.split("/"):
-        raise GraphError(f"A table has a name, as 'hits' or 'reco/hits', of which no part is 'ref', but got {got(name)}.")
-    return name.strip("/")
+    """The name of a table, or a GraphError."""
+    found = normal(name)
+    if found is None:
+        raise GraphError(f"A table has a name, as 'hits' or 'reco/hits', of which no part is 'ref' or '.', but got {got(name)}.")
+    return found
 
 
 def within(name: str, groups: Sequence[str]) -> bool:

@@ -12,9 +12,9 @@ from qflow.graph.flow import Beginning, Each, Operator
 from qflow.graph.function import is_iterable
 from qflow.graph.options import RunOptions
 from qflow.h5 import readers
+from qflow.h5.block import at_work
 from qflow.h5.checking import check
 from qflow.h5.inputs import Rows
-from qflow.h5.naming import at_work
 from qflow.h5.outputs import Append, Stage
 
 

@@ -1,9 +1,9 @@
 """Allocator: which cells of one producer of an edge are free, and what each has pages for.
 
 A cell keeps the pages of the largest value that it ever held, for warm memory costs nothing. They are noted, and given
-back when nothing as large was put for long, or when the edge's bytes are bounded (`EdgeShape.share`) and others need
-them. A value that is larger than its producer's share passes when all before it are taken, and no other such value of
-the edge is in use: one at a time, and the head of the order never waits for what comes after it.
+back when its producer has put nothing as large for long, or when the edge's bytes are bounded (`EdgeShape.share`) and it
+needs them for other cells. A value that is larger than its producer's share passes when all before it are taken, and no
+other such value of the edge is in use: one at a time, and the head of the order never waits for what comes after it.
 """
 
 from __future__ import annotations

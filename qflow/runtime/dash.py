@@ -2,7 +2,7 @@
 
     for each value   call the function; check and store the row; one store commits it, and says how far the worker is
 
-That word, ``grown`` of the open entry, counts the rows and the values that are done, so that a replacement knows from it
+That word, ``grown`` of the growing entry, counts the rows and the values that are done, so that a replacement knows from it
 what a dead worker was at (`Board.state`); nothing else is written for a value. Counts are brought up to date after the
 loop, or from that word.
 """

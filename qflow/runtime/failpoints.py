@@ -2,8 +2,8 @@
 
 ``QFLOW_FAILPOINTS="claimed=kill@3"`` kills each worker the third time it comes to ``claimed``; ``claimed=kill@3#2``
 only participant 2; ``claimed=delay@3`` holds each up for a moment, from the third time on. Replacements are spared,
-unless the rule ends in ``!``. The points are the strings that the generators of `turn` and `streaming` yield when
-their board is `watched`. Off, they cost one look at that.
+unless the rule ends in ``!``. The points are the strings that the generators of `turn`, and of what it uses, and of
+`streaming` yield when their board is `watched`. Off, they cost one look at that.
 """
 
 from __future__ import annotations

@@ -1,14 +1,20 @@
-"""Numbered: results that make the items of an edge, rather than belong to one that was taken."""
+"""Numbered: results that number the items of an edge themselves, as those of a feed or a stream do.
+
+A worker's results belong to the item that it has taken; here nothing was, and each entry is an item.
+"""
 
 from __future__ import annotations
+
+from typing import final
 
 from qflow.runtime.board import COUNT, ENDED, LOW, SHIFT
 from qflow.runtime.putter import Putter
 from qflow.runtime.side import Acting, Parcel
 
 
+@final
 class Numbered:
-    """Puts results that number the items of an edge themselves, as a feed or a stream does: an item is an entry.
+    """Puts them, and goes on where a predecessor was.
 
     Attributes:
         given: how many results it has put.
@@ -41,8 +47,8 @@ class Numbered:
                 return
             yield from self._turn()
             yield from putter.lane_free(self.item)
-        growing = parcel.packs and putter.edge.shape.most > 1
-        yield from putter.put(self.item, parcel, 0, 0 if growing else ENDED, self.given)
+        may_grow = parcel.packs and putter.edge.shape.most > 1
+        yield from putter.put(self.item, parcel, 0, 0 if may_grow else ENDED, self.given)
         self.given += parcel.values
 
     def _turn(self) -> Acting:

@@ -1,6 +1,14 @@
-"""Putter: the end of an edge that puts results into it: fills own cells, and publishes them in the lanes of its items."""
+"""Putter: the end of an edge that puts results into it: fills own cells, and publishes them in the lanes of its items.
+
+    fill the cell -> its tag -> entry, grown, mark -> head      a new entry: the store of ``head`` commits it
+    write behind what is in the cell -> grown                   the last entry grows: that store commits
+
+Whoever dies before the store has published nothing, and who replaces it finds the cell by its tag, and frees it.
+"""
 
 from __future__ import annotations
+
+from typing import final
 
 from qflow.runtime.allocator import Allocator
 from qflow.runtime.board import (
@@ -23,6 +31,7 @@ from qflow.runtime.board import (
 from qflow.runtime.side import ANY, FREED, Acting, Parcel, ring_everybody
 
 
+@final
 class Putter(Allocator):
     """Puts results into an edge: the cells of one producer, and the lanes of its items."""
 
@@ -33,7 +42,7 @@ class Putter(Allocator):
         self.rung = 0  # for which of the taker's waits
 
     def _may_grow(self, nbytes: int) -> bool:
-        """Whether the bounds let the open entry grow by one value."""
+        """Whether the bounds let the last entry grow by one value."""
         shape = self.edge.shape
         in_cell, values = self._held.get(self.growing_cell, (0, shape.most))
         if values >= shape.most:
@@ -43,7 +52,7 @@ class Putter(Allocator):
         return self._bytes + nbytes <= shape.small and self._values < self.packed and in_cell + nbytes <= shape.small // PARTS
 
     def room(self, nbytes: int) -> int:
-        """How many more rows of so many bytes the open entry may hold."""
+        """How many more rows of so many bytes the growing entry may hold."""
         shape = self.edge.shape
         in_cell, values = self._held[self.growing_cell]
         if not shape.extra:
@@ -145,7 +154,7 @@ class Putter(Allocator):
         return True
 
     def spilled(self, item: int, values: int, nbytes: int, progress: int, mark: int) -> None:
-        """So many results were written behind those of the item's open entry: one store commits them."""
+        """So many results were written behind those of the item's growing entry: one store commits them."""
         edge, slot = self.edge, self.last(item)
         assert slot is not None
         self.hold(self.growing_cell, nbytes, values)

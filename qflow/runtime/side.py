@@ -1,4 +1,4 @@
-"""Side: one end of an edge, what passes between the two, and how one end waits for the other.
+"""Side: one end of an edge, what it hands over or has in hands, and how it waits for the other end.
 
 Whoever waits leaves a mark, looks once more and sleeps; whoever makes it ready sees the mark and rings (`fence`).
 """

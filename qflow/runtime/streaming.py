@@ -4,7 +4,7 @@ A stream takes the values of its edge one after another and numbers its results 
 and not yet given out would die with its worker, so it lies in a log, in memory that outlives the worker:
 
     take      the values at a position; their cell stays taken
-    push      results are put (`turn.Numbered`), which count themselves
+    push      results are put (`Numbered`), which count themselves
     save      the log: what was taken is added, or what is still kept is written anew (`stream_desk`)
     commit    a slot of words: the position, half and end of the log, results given; one store makes it the valid one
     release   the cells of the entries before the position

@@ -1,9 +1,14 @@
-"""Taker: the end of an edge that takes its values, one after another, in order, and frees the cells they lay in."""
+"""Taker: the end of an edge that takes its values, in order, and frees the cells in which they lay.
+
+Where it is lies not in it but in words: a position, an entry's place and an offset in it. What lies there is read from
+``head`` and ``grown`` alone, so that any taker finds the same, also one that replaces a dead one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import final
 
 from qflow.runtime.board import CLOSED, COUNT, ENDED, KEPT, KINDS, LOW, PACKED, SHIFT, Board, Edge
 from qflow.runtime.side import TURN, Acting, Claim, Side
@@ -11,6 +16,7 @@ from qflow.runtime.side import TURN, Acting, Claim, Side
 NOTHING, NEXT_ENTRY, NEXT_ITEM, OVER = 0, -1, -2, -3  # what a taker finds at a position, when not values
 
 
+@final
 class Taker(Side):
     """Takes the values of an edge, one after another, in order. A position: an entry's place, and an offset in it."""
 

@@ -16,8 +16,8 @@ and nothing is stashed.
 Small values share cells, and a worker takes as many of them at once as it will do in a moment (`pace`). A result can be
 taken as soon as it is written, so nobody ever waits for a message to be full.
 
-The functions here, and the methods of both ends of an edge (`taker`, `putter`), are generators over the words of a
-`Board`: pure but for those words. They yield what is to be done outside, and are resumed with its outcome:
+What acts or waits, here and at both ends of an edge (`side`, `taker`, `putter`), is a generator over the words of a `Board`:
+pure but for those words. It yields what is to be done outside, and is resumed with its outcome:
 
     ("wait",)                block until somebody rings the own bell
     ("ring", who)            ring a participant's bell
