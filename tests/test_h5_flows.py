@@ -622,6 +622,12 @@ def test_a_link_to_the_output_is_followed(events, tmp_path, monkeypatch):
     assert (tmp_path / "out.h5").is_symlink()
 
 
+def test_names_may_be_written_in_many_ways():
+    assert h5.need(t="hits ->\n\t/reco//tracks/") == h5.need(t="hits -> reco/tracks")
+    assert h5.append("\n/reco//calib/ ") == h5.append("reco/calib")
+    assert h5.rows("//hits") == h5.rows("hits")
+
+
 def test_regions_of_narrow_numbers_grow_wide(tmp_path):
     with h5.Tables(tmp_path / "a.h5", "w") as file:
         file.append("a", np.arange(3))

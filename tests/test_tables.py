@@ -330,6 +330,46 @@ def test_a_failure_to_widen_references_can_be_repeated(path: Path, monkeypatch: 
         assert [*file.file["a/ref/a"]] == ["ref", "ref_region"]
 
 
+def test_a_failure_to_widen_a_region_links_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with h5.Tables(path, "w") as file:
+        file.append("a", np.arange(3))
+        file.append("b", np.arange(3))
+        monkeypatch.setattr(tables, "region_dtype", np.dtype([("start", "i1"), ("stop", "i1")]))
+        file.link("a", "b", [[0, 0]] * 126)
+        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(tables, "runs", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                file.link("a", "b", [[0, 1], [0, 2], [1, 2]])
+        file.link("a", "b", [[0, 1], [0, 2], [1, 2]])
+        assert len(file.ref("a", "b")[0]) == 129
+        assert file.region("a", "b")[:].tolist() == [(0, 128), (128, 129), (0, 0)]
+        assert file["a", "b", 1].tolist() == [[2]]
+
+
+def test_what_lies_beside_references_that_are_widened_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "NARROW", np.dtype("u1"))
+    with h5.Tables(path, "w") as file:
+        for name in ("a", "b", "b/wide"):
+            file.append(name, np.arange(300))
+        file.link("a", "b/wide", [[0, 1], [2, 2]])
+        file.link("a", "b", [[0, 255]])
+        file.link("a", "b", [[299, 256]])
+        assert file["a", "b/wide", [0, 2]].tolist() == [[1], [2]]
+        assert file["a", "b", [0, 299]].tolist() == [[255], [256]]
+
+
+def test_texts_of_any_length(path: Path) -> None:
+    """Types that are equal for NumPy, but not for HDF5."""
+    with h5.Tables(path, "w") as file:
+        with pytest.raises(qf.GraphError, match="of a type that HDF5 has, but got object"):
+            file.append("names", np.array(["a", "bcd"], object))
+        file.append("names", np.array(["a", "bcd"], h5py.string_dtype()))
+        file.append("names", np.array(["ef"], object))
+        file.append("names", np.array([b"g"]))
+        assert file["names", :].tolist() == [b"a", b"bcd", b"ef", b"g"]
+
+
 def test_a_compression_is_kept_with_its_level(path: Path) -> None:
     with h5py.File(path, "w") as file:  # as somebody else made them
         options = {"compression": "gzip", "compression_opts": 9, "shuffle": True, "chunks": (8, 2), "maxshape": (None, 2)}
@@ -367,7 +407,10 @@ def test_what_is_masked_is_not_written(path: Path) -> None:
         file.link("a", "a", np.ma.array([[0, 0], [1, 2], [4, 4]], mask=[[0, 0], [0, 1], [0, 0]]))
         assert file.ref("a", "a")[0][:].tolist() == [[0, 0], [4, 4]]
         file.link("a", "a", np.ma.masked_all((2, 2), int))
+        file.link("a", "a", [np.ma.array([0, 0], mask=[False, True])])
         assert len(file.ref("a", "a")[0]) == 2
+        with pytest.raises(qf.GraphError, match="without a mask"):
+            file.append("b", [masked, masked])
 
 
 def test_a_group_is_no_table(path: Path) -> None:
@@ -379,8 +422,10 @@ def test_a_group_is_no_table(path: Path) -> None:
         assert "run" not in file
         with pytest.raises(KeyError, match="no table 'run'; there are 'run/data'"):
             file["run"]
-        with pytest.raises(qf.GraphError, match="'run' can't be a table, for there are others in 'run/data'"):
+        with pytest.raises(qf.GraphError, match="'run' can't be a table, for 'run/data' is a group"):
             file.append("run", np.arange(3))
+        with pytest.raises(qf.GraphError, match="'run/data/data/x' can't be a table, for 'run/data/data' is a dataset"):
+            file.append("run/data/data/x", np.arange(3))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from toolz import partition_all
 
 import qflow as qf
 from qflow.engines.simulated import Simulated
-from qflow.graph import row, run
+from qflow.graph import attempt, run
 from qflow.graph.markers import CLOSE
 from qflow.runtime import consumer
 
@@ -37,13 +37,13 @@ ORDINARY = [
     failure,
     lambda: StopIteration,
     lambda: type(qf.SKIP),
-    lambda: row.NO_ITEM,  # this and the next are of the inside of qflow
+    lambda: attempt.NO_ITEM,  # this and the next are of the inside of qflow
     lambda: consumer.OVER,
 ]
 TAKEN = {  # of the inside, too, where they have a meaning
     "CLOSE": lambda: CLOSE,
     "Told": lambda: run.Told(failure()),
-    "Failed": lambda: row.Failed(ValueError("mine"), "there", "'it'", 7),
+    "Failed": lambda: attempt.Failed(ValueError("mine"), "there", "'it'", 7),
 }
 
 

@@ -18,7 +18,7 @@ from qflow.h5.block import Path
 from qflow.h5.inputs import Need, Rows
 from qflow.h5.naming import normal
 from qflow.h5.outputs import PAIRS, Append
-from qflow.h5.tables import Tables
+from qflow.h5.tables import Tables, within
 
 
 def check(
@@ -40,8 +40,9 @@ def check(
         with _at(each):
             _checked(each, seen, params)
     for name in drop:
-        if not any(f"{table}/".startswith(f"{normal(name)}/") for table in seen.tables()):
-            raise GraphError(f"`drop` has no table {name!r}{near(name, seen.tables())}: there are {listed(seen.tables())}.")
+        group = normal(name)
+        if group is None or not any(within(table, [group]) for table in seen.tables()):
+            raise GraphError(f"`drop` has no table {name!r}{near(str(name), seen.tables())}: there are {listed(seen.tables())}.")
 
 
 @contextmanager

@@ -6,7 +6,6 @@ byte, 2**53 + 1 becomes 2**53 as a float, b"abc" loses its end.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import h5py  # type: ignore[import-untyped]
@@ -46,8 +45,8 @@ def _castable(one: Any, other: Any) -> bool:
         return one.shape == other.shape and _castable(one.base, other.base)
     if one.kind in "iu" and other.kind in "iu":
         return True
-    alike = one.kind == other.kind or (one.kind in NUMBERS and other.kind in NUMBERS) or other.kind == "O"
-    return alike and np.can_cast(one, other, "same_kind")
+    kinds = one.kind + other.kind
+    return (kinds in ("SS", "UU") or kinds[1] == "O" or {*kinds} <= {*NUMBERS}) and np.can_cast(one, other, "same_kind")
 
 
 def _check_same(rows: Any, found: Any, what: str) -> None:
@@ -55,18 +54,25 @@ def _check_same(rows: Any, found: Any, what: str) -> None:
         for one, other in zip(rows.dtype.names, found.dtype.names, strict=True):
             _check_same(rows[one], found[other], what)
         return
-    if found.dtype.kind not in "fc":
-        wrong = np.False_ if np.can_cast(rows.dtype, found.dtype, "safe") else found != rows
-    elif rows.dtype.kind in "iu":
+    whole = rows.dtype.kind in "iu" and found.dtype.kind in "fc"
+    if np.can_cast(rows.dtype, found.dtype, "safe") and not (whole and rows.dtype.itemsize == 8):  # which NumPy calls safe
+        return
+    if whole:
         wrong = _rounded(rows, found.real)
-    else:
+    elif found.dtype.kind in "fc":
         wrong = np.isfinite(rows) & ~np.isfinite(found)
+    else:
+        wrong = found != rows
     if wrong.any():
-        raise GraphError(f"{what} are {found.dtype}, in which {rows[wrong].ravel()[0]} does not fit.")
+        rounded = f" If it may be rounded, write `rows.astype({str(found.dtype)!r})`." if whole else ""
+        raise GraphError(f"{what} are {found.dtype}, in which {rows[wrong].ravel()[0]} does not fit.{rounded}")
 
 
 def _rounded(rows: Any, found: Any) -> Any:
     """Which integers are others as floats."""
+    exact = 2 << np.finfo(found.dtype).nmant  # up to there all are there
+    if not rows.size or (-exact <= int(rows.min()) and int(rows.max()) <= exact):
+        return np.False_
     wide = found.astype(np.result_type(found, np.float64))
     fits = np.isfinite(wide) & (wide < 2.0 ** np.iinfo(rows.dtype).bits / (2 if rows.dtype.kind == "i" else 1))
     return np.where(fits, wide, 0).astype(rows.dtype) != rows
@@ -91,18 +97,25 @@ def masked(mask: Any, keep: int = 1) -> tuple[Any, Any]:
     return mask.all(axis=axes), mask.any(axis=axes)
 
 
+def array_of(value: Any) -> Any:
+    """An array; a masked one, if it was, or is made of such."""
+    parts = value if isinstance(value, list | tuple) else (value,)
+    return (np.ma.asarray if any(isinstance(part, np.ma.MaskedArray) for part in parts) else np.asarray)(value)
+
+
 def bare(value: Any, what: str) -> Any:
     """Rows as an array, or a TypeError if some are masked."""
-    if isinstance(value, np.ma.MaskedArray):
-        if masked(np.ma.getmaskarray(value), 0)[1].any():
+    rows = array_of(value)
+    if isinstance(rows, np.ma.MaskedArray):
+        if masked(np.ma.getmaskarray(rows), 0)[1].any():
             raise TypeError(f"{what} gets rows without a mask. Say what stands for what is missing: `rows.filled(0)`.")
-        value = value.data
-    return np.asarray(value)
+        return rows.data
+    return rows
 
 
 def as_pairs(value: Any, what: str) -> Any:
     """Pairs as integers ``[pairs, 2]``, without those that are masked, or a TypeError."""
-    found = np.ma.asarray(value) if isinstance(value, np.ma.MaskedArray) else np.asarray(value)
+    found = array_of(value)
     if not found.size:
         return np.empty((0, 2), np.int64)
     if found.ndim != 2 or found.shape[1] != 2 or found.dtype.kind not in "iu":
@@ -119,9 +132,10 @@ def rows_of(value: Any, what: str) -> Any:
     return rows
 
 
-@lru_cache(maxsize=256)
 def storable(dtype: Any) -> bool:
-    """Whether HDF5 has a type."""
+    """Whether HDF5 has a type. (Nothing is kept of those seen before: types that are equal may differ in their metadata.)"""
+    if dtype.kind in NUMBERS:
+        return True
     try:
         h5py.h5t.py_create(dtype, logical=True)
     except TypeError:

@@ -257,7 +257,7 @@ def _check_places(start: int, stop: int | None) -> None:
 
 def _path(name: str, path: Any) -> Path:
     text, *more = path if isinstance(path, tuple | list) and path else (path,)
-    tables = [normal(part.strip("/ ")) for part in text.split("->")] if isinstance(text, str) else []
+    tables = [normal(part.strip()) for part in text.split("->")] if isinstance(text, str) else []
     found = tuple(table for table in tables if table is not None)
     if len(found) < len(tables) or not found or more not in ([], ["index"]):
         raise GraphError(f'The path of {name!r} is "hits -> tracks", or ("hits -> tracks", "index"), but got {got(path)}.')

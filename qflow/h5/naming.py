@@ -19,7 +19,7 @@ def normal(name: Any) -> str | None:
 
 def table_name(name: Any, word: str) -> str:
     """The name of a table, or a GraphError."""
-    found = normal(name.strip("/ ")) if isinstance(name, str) and "->" not in name else None
+    found = normal(name.strip().strip("/ ")) if isinstance(name, str) and "->" not in name else None
     if found is None:
         raise GraphError(f"`{word}` takes the name of a table, as 'hits' or 'reco/hits', but got {got(name)}.")
     return found

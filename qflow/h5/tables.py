@@ -179,7 +179,10 @@ class Tables:
             if not storable(dtype):
                 raise GraphError(f"The table {name!r} has rows of a type that HDF5 has, but got {dtype}.{hint(dtype)}")
             if self._find(f"{name}/data") is not None:
-                raise GraphError(f"{name!r} can't be a table, for there are others in '{name}/data'. Choose another name.")
+                raise GraphError(f"{name!r} can't be a table, for '{name}/data' is a group. Choose another name.")
+            for group in itertools.accumulate(name.split("/"), "{}/{}".format):
+                if isinstance(self._find(group), h5py.Dataset):
+                    raise GraphError(f"{name!r} can't be a table, for {group!r} is a dataset. Choose another name.")
             chunks = _chunks(dtype.itemsize, tuple(shape))
             return self._home(name).create_dataset(
                 f"{name}/data", (0, *shape), dtype, maxshape=(None, *shape), chunks=chunks, compression=self.compression
@@ -254,8 +257,10 @@ class Tables:
         ``largest``: the largest number of a row that one of them may have. `note` at last.
         """
         ref, columns = self._made(parent, child)
-        for one, other in ((parent, child), (child, parent)):
+        for one, other in ((parent, child), (child, parent)):  # before anything is written: what fails can be repeated
             region, rows = self.region(one, other), len(self._table(one))
+            if len(ref) + pairs > np.iinfo(region.dtype["start"]).max:  # as h5flow makes them
+                region = self._retyped(region, region_dtype)
             if len(region) < rows:  # of a table that somebody else has enlarged
                 region.resize(rows, axis=0)
         if ref.dtype.itemsize < WIDE.itemsize and largest > np.iinfo(ref.dtype).max:
@@ -272,10 +277,7 @@ class Tables:
 
     def _note(self, parent: str, child: str, pairs: Any, start: int) -> None:
         for name, other, column in ((parent, child, 0), (child, parent, 1)):
-            region = self.region(name, other)
-            if start + len(pairs) > np.iinfo(region.dtype["start"]).max:  # as h5flow makes them
-                region = self._retyped(region, region_dtype)
-            regions.note(region, pairs[:, column], start)
+            regions.note(self.region(name, other), pairs[:, column], start)
 
     def delete(self, name: str) -> None:
         """Delete a table, or a group with all tables in it, and all references from and to them."""
@@ -396,17 +398,15 @@ class Tables:
         """References or regions with room for larger numbers, in place of others."""
         self._datasets.forget(dataset.name)
         home, name, attributes = dataset.parent, dataset.name.rpartition("/")[2], dict(dataset.attrs)
-        if "wide" in home:  # of a try that failed
-            del home["wide"]
         words = "maxshape", "chunks", "compression", "compression_opts", "shuffle", "fletcher32"
         kept = {word: getattr(dataset, word) for word in words}
-        wide = home.create_dataset("wide", dataset.shape, dtype, **kept)
+        wide = home.create_dataset(None, dataset.shape, dtype, **kept)  # without a name, so that it goes if this fails
         for start, stop in runs(dataset, np.array([0]), np.array([len(dataset)])):
             wide[start:stop] = dataset[start:stop].astype(dtype)
         wide.attrs.update(attributes)
         del home[name]
-        home.move("wide", name)
-        return home[name]
+        home[name] = wide
+        return wide
 
     def _remove(self, path: str, upto: str = "") -> None:
         """Remove what is there, and groups around it that are empty now, up to and with one."""
