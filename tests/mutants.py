@@ -51,7 +51,7 @@ LUCK = {"processes": "they come there by luck; worlds play that very order"}
 BYTES = {"simulated": "its runs have no bound in bytes", "processes": "the same"}
 
 MUTANTS = {
-    "a dead worker's unpublished cells stay taken": Mutant("allocator", "edge.cell[cell] = tag = 0", "tag = 0"),
+    "a dead worker's unpublished cells stay taken": Mutant("allocator", "edge.cell[cell] = tag = 0", "tag = 0", LUCK),
     "a replacement repeats what was delivered": Mutant(
         "turn", "        elif given < skip and not parcel.kind & END:", "        elif False:"
     ),
