@@ -145,8 +145,8 @@ MUTANTS = {
     ),
     "cells under the user's views are freed": Mutant(
         "consumer",
-        "        yield from self._free(claim, viewing)\n        return value",
-        "        yield from self._free(claim)\n        return value",
+        "        yield from self._free(claim, viewing)\n        self._row",
+        "        yield from self._free(claim)\n        self._row",
     ),
     "the user may keep all cells": Mutant("consumer", "in held) < VIEWS", "in held) < 10**9"),
     "what the user kept is free in the next run": Mutant(

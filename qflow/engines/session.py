@@ -278,6 +278,9 @@ class ProcessRun(Run[Any]):
     def _close(self) -> None:
         self._session.close()
 
+    def _closed(self) -> bool:
+        return bool(self._session.over)
+
     def stats(self) -> list[StepStats]:
         return self._session.stats()
 

@@ -125,6 +125,10 @@ class Run(ABC, Iterator[B], Generic[B]):
     def _close(self) -> None:
         """Let the workers go to rest."""
 
+    def _closed(self) -> bool:
+        """Whether it has been stopped, by any thread."""
+        return self._over
+
     def stats(self) -> list[StepStats]:
         """What each step did so far; empty where the engine does not count."""
         return []
@@ -139,8 +143,12 @@ class Run(ABC, Iterator[B], Generic[B]):
         ready = self._ready
         try:
             while True:
-                while ready:
-                    yield ready.popleft()
+                try:
+                    while ready:
+                        yield ready.popleft()
+                except IndexError:  # another thread is ahead
+                    if not self._closed():
+                        raise
                 try:
                     result = next(self)
                 except StopIteration:

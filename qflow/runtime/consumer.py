@@ -6,6 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import repeat, starmap
 from typing import Any
 
 from qflow.errors import TransportError, annotate
@@ -15,7 +16,7 @@ from qflow.runtime.board import ERROR, KEPT, KINDS, PACKED, SHIFT, VIEWS, Board
 from qflow.runtime.codec import decode, path_of, poison
 from qflow.runtime.pace import Nap
 from qflow.runtime.packed import read
-from qflow.runtime.side import ANY, Acting, Claim
+from qflow.runtime.side import ANY, Acting, Cancelled, Claim
 from qflow.runtime.table import Reader as Table
 from qflow.runtime.taker import NOTHING, Taker
 
@@ -80,13 +81,13 @@ class Consumer:
         self.ready: deque[Any] = deque()  # values that are taken, for the user
         self._mixed: deque[Any] = deque()  # the same, when some of them are broken
         self._broken: dict[int, Told] = {}  # how many of them follow one that can't be built in this process
-        self._before: tuple[Path, int] | None = None  # the last result, where what follows it is broken
+        self._before: tuple[Path, int] | None = None  # the last result, until one of those that were taken after it is given out
+        self._dropped: deque[Any] = deque()  # values that were taken and nobody gets
         self.failed: Counter[tuple[int, str]] = Counter()
         self._naps = Nap() if naps else None
         self._row_bytes = 0  # of the results that were taken last, of a table
-        self._given = 0  # results that were taken
-        self._paths: Callable[[int], Path] = lambda k: ()  # of those that were taken last
-        self._count = 1  # of them
+        # Of those that were taken last: what gives their paths, how many they are, and how many results there were with them.
+        self._taken: tuple[Callable[[int], Path], int, int] = _always(()), 1, 0
         self.returned: deque[int] = leases.cells.returned
 
     @property
@@ -94,22 +95,22 @@ class Consumer:
         """The index path of the last result that was given out, and how many there were."""
         if self._before is not None:
             return self._before
-        left = len(self.ready) + len(self._mixed)
-        return self._paths(self._count - left - 1), self._given - left
+        paths, count, results = self._taken
+        left = len(self.ready) + len(self._mixed) + len(self._dropped)
+        return paths(count - left - 1), results - left
 
     def drop(self) -> None:
-        """Let go of what was taken and not given out, also while another thread gives it out."""
-        with suppress(IndexError):
-            while True:
-                self.ready.pop()
-                self._given -= 1
-                self._count -= 1
+        """Let nobody get what was taken and not given out, also while another thread gives it out."""
+        with suppress(IndexError):  # where that one is ahead
+            self._dropped.extend(starmap(self.ready.pop, repeat((), len(self.ready))))  # neither interrupts nor threads divide it
 
     def take(self) -> Acting:
         """The next result, or `OVER` at the end; `Told` in place of one that failed."""
         while not self.ready and not self._mixed:
+            if self._dropped:
+                raise Cancelled
             if self._row_bytes and self._naps is not None and self._cursor.nothing():
-                pause = self._naps.seconds(time.monotonic_ns(), self._given, self._unheard)
+                pause = self._naps.seconds(time.monotonic_ns(), self._taken[2], self._unheard)
                 if pause:
                     time.sleep(pause)
             claim = yield from self._cursor.take()
@@ -118,16 +119,23 @@ class Consumer:
             if not claim.kind & PACKED:
                 return (yield from self._single(claim))
             yield from self._several(claim)
-        if self.ready:
-            return self.ready.popleft()
+        if not self._mixed:
+            try:
+                value = self.ready.popleft()
+            except IndexError:  # dropped by another thread
+                raise Cancelled from None
+            self._before = None
+            return value
         told = self._broken.pop(len(self._mixed), None)
         if told is not None:
             self._before = self._before or self.last
-            self._given -= 1
+            paths, count, results = self._taken
+            self._taken = paths, count, results - 1
             self._mixed.popleft()
             raise told
+        value = self._mixed.popleft()
         self._before = None
-        return self._mixed.popleft()
+        return value
 
     def _unheard(self) -> int:
         return self._taker.edge.shape.unheard(self._row_bytes)
@@ -147,10 +155,9 @@ class Consumer:
                 broken[claim.values - k] = Told(self._not_loaded(path, error), path)
             values.append(value)
             paths.append(path)
-        self._before = self.last if broken else None
-        self._paths = reader.paths_kept() if isinstance(reader, Table) else paths.__getitem__
-        self._count = claim.values
-        self._given += claim.values
+        self._before = self.last
+        kept = reader.paths_kept() if isinstance(reader, Table) else paths.__getitem__
+        self._taken = kept, claim.values, self._taken[2] + claim.values
         (self._mixed if broken else self.ready).extend(values)
         self._broken = broken
         yield from self._cursor.done(claim)
@@ -173,12 +180,12 @@ class Consumer:
             told = Told(self._not_loaded(path, error), path)
             yield from self._free(claim)
             raise told from None
-        self._paths, self._count, self._before = _always(path), 1, None
-        self._given += 1
-        self._row_bytes = 0
         if viewing:
             self._leases.held.add(claim.cell)
         yield from self._free(claim, viewing)
+        self._row_bytes = 0
+        self._taken = _always(path), 1, self._taken[2] + 1
+        self._before = None
         return value
 
     def _not_loaded(self, path: tuple[int, ...], error: BaseException) -> ItemFailure:
